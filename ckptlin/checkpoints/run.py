@@ -1,0 +1,310 @@
+"""Which checkpoints a run consists of: found in its directory, or given one by one.
+
+Where trainers put the model inside a checkpoint's directory is `MODEL_PLACES`; what the directories are called
+is `STEP_NAMES`.  Whether the checkpoints fit together is `consistency`'s business.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from ckptlin.checkpoints.base import Checkpoint
+from ckptlin.checkpoints.huggingface import HuggingFaceCheckpoint
+from ckptlin.checkpoints.model_files import has_weights, other_format, read_json
+from ckptlin.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    IncompleteCheckpointError,
+    InputError,
+)
+
+__all__ = ["MODEL_PLACES", "STEP_NAMES", "Run", "SkippedCheckpoint", "StepCheckpoint", "discover", "step_of"]
+
+STEP_NAMES: tuple[re.Pattern[str], ...] = (
+    re.compile(r"checkpoint[-_]?([0-9]+)"),  # transformers, TRL
+    re.compile(r"global[-_]?step[-_]?([0-9]+)(?:_hf)?"),  # verl, DeepSpeed; OpenRLHF writes global_step100_hf
+    re.compile(r"step[-_]?([0-9]+)"),  # NeMo-RL, open-instruct, prime-rl
+    re.compile(r"iter(?:ation)?[-_]?([0-9]+)"),  # Megatron, slime
+    re.compile(r"ckpt[-_]?([0-9]+)"),
+    re.compile(r"epoch[0-9]+epochstep[0-9]+globalstep([0-9]+)"),  # AReaL
+)
+MODEL_PLACES: tuple[str, ...] = (
+    ".",
+    "hf_model",
+    "actor/hf_model",
+    "actor/huggingface",  # verl; always has the configuration and tokenizer, the weights only if asked for
+    "huggingface",
+    "hf",
+    "actor",
+    "policy/hf_model",
+    "policy/huggingface",
+    "policy/weights",  # NeMo-RL
+    "policy",
+    "model",
+)
+_SIDECAR_PLACES = (*MODEL_PLACES, "policy/tokenizer")
+_NAMES_SOUGHT = "checkpoint-N, global_step_N, step_N, iter_N or ckpt-N"
+_EXPLICIT = re.compile(r"([0-9]+)=(.+)", re.DOTALL)
+# DeepSpeed keeps its optimizer state in a directory of this name inside a transformers checkpoint.
+_DEEPSPEED_STATE = re.compile(r"global_step[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class StepCheckpoint:
+    """One checkpoint of a run.
+
+    Attributes
+    ----------
+    step : int
+    path : Path
+        Directory (or file) of the model itself, such as ``run/global_step_100/actor/huggingface``.
+    checkpoint : Checkpoint
+    """
+
+    step: int
+    path: Path
+    checkpoint: Checkpoint
+
+
+class SkippedCheckpoint(NamedTuple):
+    """A checkpoint that was left out because it is incomplete, and why."""
+
+    step: int
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The checkpoints of a run, in ascending order of their steps.
+
+    Attributes
+    ----------
+    location : str
+        Where they were looked for, for messages and records.
+    checkpoints : tuple of StepCheckpoint
+    skipped : tuple of SkippedCheckpoint
+        What ``skip_incomplete`` left out.
+    """
+
+    location: str
+    checkpoints: tuple[StepCheckpoint, ...]
+    skipped: tuple[SkippedCheckpoint, ...] = ()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Training steps, ascending."""
+        return tuple(item.step for item in self.checkpoints)
+
+    def close(self) -> None:
+        """Close the files of all checkpoints."""
+        for item in self.checkpoints:
+            item.checkpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    step: int
+    path: Path
+
+
+def discover(
+    run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    skip_incomplete: bool = False,
+) -> Run:
+    """Find and open the checkpoints of a run.
+
+    Parameters
+    ----------
+    run : path-like, or sequence of path-like or ``"STEP=PATH"``
+        A run's directory, whose children are named as in `STEP_NAMES` and hold the model in one of
+        `MODEL_PLACES` (the first that has weights).  A model at the run's own root, beside such children, is
+        taken for the final copy that trainers save there, and left out; so are temporary directories
+        (``tmp-checkpoint-N``).  A single checkpoint works as a run of one: its step is in its name, or in its
+        ``trainer_state.json``.  Several items are joined.  In ``STEP=PATH`` everything up to the first ``=``
+        is the step; a path that itself begins like that is written ``./100=x``.
+    base : path-like, optional
+        The model that training began from, as step 0.
+    skip_incomplete : bool
+        Leave checkpoints out that are incomplete, and list them in the result, instead of raising.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        If a path does not exist, holds no checkpoint, or only one of a format that ckptlin does not read.
+    IncompleteCheckpointError
+        If a checkpoint is incomplete or has no weights.
+    CheckpointMismatchError
+        If two directories stand for the same step.
+    InputError
+        If the step of a checkpoint cannot be told, there is no item, or ``base`` meets a step 0.
+    """
+    items = [run] if isinstance(run, str | os.PathLike) else list(run)
+    if not items:
+        raise InputError(
+            "no checkpoint was given; give the directory of a run, or STEP=PATH for each checkpoint"
+        )
+    candidates = [candidate for item in items for candidate in _expand(os.fspath(item))]
+    if base is not None:
+        _add_base(candidates, Path(base))
+    opened: list[StepCheckpoint] = []
+    skipped: list[SkippedCheckpoint] = []
+    for candidate in sorted(candidates, key=lambda c: c.step):
+        try:
+            opened.append(_open(candidate))
+        except IncompleteCheckpointError as error:
+            if not skip_incomplete:
+                raise
+            skipped.append(SkippedCheckpoint(candidate.step, candidate.path, str(error)))
+    location = ", ".join(os.fspath(item) for item in items)
+    _reject_same_step(opened)
+    if not opened:
+        raise CheckpointNotFoundError(
+            f"{location} holds no complete checkpoint; {len(skipped)} were skipped, the first because "
+            f"{skipped[0].reason}"
+        )
+    return Run(location, tuple(opened), tuple(skipped))
+
+
+def step_of(path: Path) -> int | None:
+    """Read the step from the name of a checkpoint's directory or file, None if it has none.
+
+    Examples
+    --------
+    >>> step_of(Path("run/checkpoint-0100")), step_of(Path("run/tmp-checkpoint-100"))
+    (100, None)
+    """
+    # A name such as `.` or `..` says nothing; links keep their own name.
+    name = os.path.basename(os.path.abspath(path)).removesuffix(".safetensors")
+    for pattern in STEP_NAMES:
+        if match := pattern.fullmatch(name):
+            return int(match[1])
+    return None
+
+
+def _expand(item: str) -> list[_Candidate]:
+    if match := _EXPLICIT.fullmatch(item):
+        step, path = int(match[1]), Path(match[2])
+        if not path.exists():
+            raise CheckpointNotFoundError(
+                f"{path}, given as step {step}, does not exist; write STEP=PATH with the path of a checkpoint"
+            )
+        return [_Candidate(step, path)]
+    path = Path(item)
+    if not path.exists():
+        raise CheckpointNotFoundError(
+            f"{path} does not exist; give the directory of a run, or STEP=PATH for each checkpoint"
+        )
+    children = _numbered_children(path)
+    if any(_find_place(child.path) for child in children):
+        return children
+    if _find_place(path) and (
+        step_of(path) is not None or all(_DEEPSPEED_STATE.fullmatch(child.path.name) for child in children)
+    ):
+        return [_Candidate(_step_of_single(path), path)]
+    if children:
+        return children
+    if path.is_file() or step_of(path) is not None:
+        return [_Candidate(_step_of_single(path), path)]
+    found = other_format(path)
+    instead = (
+        f"; it holds {found[0]}: {found[1]}" if found else "; give the directory that holds them, or STEP=PATH"
+    )
+    raise CheckpointNotFoundError(
+        f"{path} holds no checkpoint: neither a directory named {_NAMES_SOUGHT}, nor a model in safetensors"
+        f"{instead}"
+    )
+
+
+def _numbered_children(path: Path) -> list[_Candidate]:
+    if not path.is_dir():
+        return []
+    children = [_Candidate(step, child) for child in path.iterdir() if (step := step_of(child)) is not None]
+    return sorted((c for c in children if c.path.is_dir()), key=lambda c: (c.step, c.path.name))
+
+
+def _find_place(path: Path) -> Path | None:
+    """Find where in a checkpoint's directory the model lies."""
+    if path.is_file():
+        return path
+    return next((path / place for place in MODEL_PLACES if has_weights(path / place)), None)
+
+
+def _step_of_single(path: Path) -> int:
+    step = step_of(path)
+    if step is not None:
+        return step
+    state = (path if path.is_dir() else path.parent) / "trainer_state.json"
+    if state.is_file():
+        step = read_json(state).get("global_step")
+        if isinstance(step, int) and step >= 0:
+            return step
+    raise InputError(
+        f"the step of {path} cannot be told: its name is not like {_NAMES_SOUGHT}, and {state} gives none; "
+        f"write it as STEP={path}"
+    )
+
+
+def _add_base(candidates: list[_Candidate], base: Path) -> None:
+    if not base.exists():
+        raise CheckpointNotFoundError(
+            f"the base model {base} does not exist; give the directory of a checkpoint"
+        )
+    zeros = [candidate.path for candidate in candidates if candidate.step == 0]
+    for path in zeros:
+        if not path.samefile(base):
+            raise InputError(
+                f"the base model {base} would be step 0, but {path} is step 0 already; leave one of them out"
+            )
+    if not zeros:
+        candidates.append(_Candidate(0, base))
+
+
+def _open(candidate: _Candidate) -> StepCheckpoint:
+    path = candidate.path
+    place = _find_place(path)
+    if place is None:
+        raise _explain_no_weights(candidate)
+    others = [path / name for name in _SIDECAR_PLACES if path / name != place and (path / name).is_dir()]
+    return StepCheckpoint(candidate.step, place, HuggingFaceCheckpoint(place, sidecar_dirs=others))
+
+
+def _explain_no_weights(candidate: _Candidate) -> CheckpointError:
+    path = candidate.path
+    for place in MODEL_PLACES:
+        if found := other_format(path / place):
+            what, remedy = found
+            return CheckpointNotFoundError(
+                f"checkpoint step {candidate.step} ({path / place}) holds {what}; "
+                f"ckptlin reads whole models in safetensors: {remedy}"
+            )
+    return IncompleteCheckpointError(
+        f"checkpoint step {candidate.step} ({path}) holds no weights, neither itself nor in "
+        f"{', '.join(MODEL_PLACES[1:])}; it is still being written or was half deleted: wait, restore it, "
+        "or leave it out with --skip-incomplete"
+    )
+
+
+def _reject_same_step(opened: Sequence[StepCheckpoint]) -> None:
+    for first, second in pairwise(opened):
+        if first.step == second.step:
+            raise CheckpointMismatchError(
+                f"step {first.step} is there twice, as {first.path} and as {second.path}; "
+                "move one of them elsewhere, or give each checkpoint as STEP=PATH"
+            )

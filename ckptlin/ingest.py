@@ -1,0 +1,354 @@
+"""Stream the checkpoints of a run into a trajectory store."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ckptlin.checkpoints import SkippedCheckpoint, StepCheckpoint, WeightFile
+from ckptlin.errors import CheckpointError, DiskFullError, InputError
+from ckptlin.execution import batches, run_tasks
+from ckptlin.ingest_plan import IngestPlan, Row, checksum, committed_file, digest, fingerprint, plan_ingest
+from ckptlin.memory import format_bytes
+from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.store.chunk_codec import encode_chunk
+from ckptlin.store.layout import blocks_of
+from ckptlin.store.metadata import CommittedCheckpoint
+from ckptlin.store.store import TrajectoryStore, block_key
+from ckptlin.store.writer import StoreWriter
+from ckptlin.trajectory import Block
+
+__all__ = ["IngestResult", "ingest"]
+
+# No run has been seen that takes less than an eighth of its size; with less room than that it cannot fit.
+_BEST_RATIO = 8
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest did.
+
+    Attributes
+    ----------
+    added, present : tuple of int
+        Steps read now, and steps that were in the store already.
+    skipped : tuple of SkippedCheckpoint
+        Incomplete checkpoints that were left out on request.
+    raw_bytes, stored_bytes : int
+        Size of all weights in the store as they lie in checkpoints, and as they lie in the store.
+    resumed_chunks : int
+        Chunks that an interrupted ingest had already written.
+    """
+
+    store: TrajectoryStore = field(repr=False)
+    added: tuple[int, ...]
+    present: tuple[int, ...]
+    skipped: tuple[SkippedCheckpoint, ...]
+    raw_bytes: int
+    stored_bytes: int
+    resumed_chunks: int
+    elapsed_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return {
+            "store": self.store.location,
+            "steps": list(self.store.steps),
+            "steps_added": list(self.added),
+            "steps_present": list(self.present),
+            "skipped": [{"step": s.step, "path": str(s.path), "reason": s.reason} for s in self.skipped],
+            "tensors": len(self.store.tensors),
+            "params": sum(t.num_params for t in self.store.tensors.values()),
+            "raw_bytes": self.raw_bytes,
+            "stored_bytes": self.stored_bytes,
+            "ratio": self.raw_bytes / self.stored_bytes if self.stored_bytes else None,
+            "resumed_chunks": self.resumed_chunks,
+            "elapsed_s": self.elapsed_s,
+        }
+
+
+def ingest(
+    run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    store: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    replace_steps: bool = False,
+    skip_incomplete: bool = False,
+    compressor: str = "lz4",
+    memory_bytes: int | None = None,
+    num_workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> IngestResult:
+    """Stream the checkpoints of a run into a trajectory store.
+
+    A store that is there is appended to; steps that are in it already, with the same content, are left alone.
+    A killed ingest is gone on with by the same call.  Until the end the store shows what it held before.
+
+    Parameters
+    ----------
+    run : path-like, or sequence of path-like or ``"STEP=PATH"``
+        See `ckptlin.checkpoints.discover`.
+    store : path-like
+        Directory of the store.
+    base : path-like, optional
+        Model that training began from, as step 0.
+    replace_steps : bool
+        Let a checkpoint take the place of a step that is there with other content.
+    skip_incomplete : bool
+        Leave incomplete checkpoints out, and report them.
+    compressor : str
+        ``lz4`` (fast) or ``zstd`` (a third smaller, half the speed); of a new store.
+    memory_bytes : int, optional
+        Budget for resident memory; default `ckptlin.memory.default_budget`.
+    num_workers : int, optional
+        Threads; default all processors, fewer if memory is short.
+
+    Raises
+    ------
+    CheckpointError
+        If a checkpoint is missing, incomplete, malformed or does not fit the others.
+    StepConflictError
+        If a step is in the store with other content, and ``replace_steps`` is not set.
+    StoreLockedError, MemoryBudgetError, DiskFullError
+    """
+    started = time.perf_counter()
+    plan = plan_ingest(
+        run,
+        store,
+        base=base,
+        replace_steps=replace_steps,
+        skip_incomplete=skip_incomplete,
+        compressor=compressor,
+        memory_bytes=memory_bytes,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    with plan.run:
+        resumed = 0
+        if plan.added:
+            _check_disk(plan)
+            committed, resumed = _write(plan, progress)
+        elif plan.store is not None:
+            committed = plan.store
+        else:
+            raise InputError("there is nothing to ingest")
+    raw = sum(t.num_bytes for t in committed.tensors.values()) * len(committed.steps)
+    return IngestResult(
+        store=committed,
+        added=plan.added,
+        present=plan.present,
+        skipped=plan.run.skipped,
+        raw_bytes=raw,
+        stored_bytes=committed.num_stored_bytes(),
+        resumed_chunks=resumed,
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+def _check_disk(plan: IngestPlan) -> None:
+    directory = plan.path
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
+    needed = plan.bytes_in // _BEST_RATIO
+    if free < needed:
+        raise DiskFullError(
+            f"the store {plan.path} will take at least {format_bytes(needed)}, but its disk has "
+            f"{format_bytes(free)} free; free some space, or put the store elsewhere"
+        )
+
+
+class _Ingestion:
+    """One ingest under way: reads the rows of a chunk, writes it, and keeps the checksums of what it read."""
+
+    def __init__(self, plan: IngestPlan, writer: StoreWriter, advance: Callable[[int], None]) -> None:
+        self._plan = plan
+        self._writer = writer
+        self._advance = advance
+        self._specs = {t.name: t for t in plan.record.tensors}
+        self._done = writer.begin(_identity(plan))
+        self.num_resumed = len(self._done)
+        # (tensor, block start, step) -> crc32c; written by one task each.
+        self.checksums: dict[tuple[str, int, int], int] = {}
+
+    def write_batch(self, task: tuple[int, tuple[Block, ...]]) -> None:
+        chunk_row, blocks = task
+        for block in blocks:
+            self._write_chunk(chunk_row, block)
+
+    def _write_chunk(self, chunk_row: int, block: Block) -> None:
+        plan, record = self._plan, self._plan.record
+        spec = self._specs[block.tensor]
+        size = record.chunk_steps
+        rows = plan.rows[chunk_row * size : (chunk_row + 1) * size]
+        new = [row for row in rows if row.source is not None]
+        key = block_key(block, chunk_row)
+        num_bytes = block.num_params * spec.dtype.itemsize * len(new)
+        if key in self._done:
+            found = self._done[key]["checksums"]
+        else:
+            num_params = int(np.prod(record.param_chunks[block.tensor], dtype=np.int64))
+            bits = np.zeros((size, num_params), spec.dtype.bits)
+            old = [i for i, row in enumerate(rows) if row.source is None]
+            if old and plan.store is not None:
+                kept = [rows[i].old_row for i in old]
+                bits[old, : block.num_params] = plan.store.read_block(block, [r for r in kept if r is not None])
+            found = []
+            for i, row in enumerate(rows):
+                if row.source is not None:
+                    part = bits[i, : block.num_params]
+                    row.source.checkpoint.read_into(block.tensor, block.start, part)
+                    found.append(checksum(part))
+            data = encode_chunk(bits, spec.dtype, record.compressor)
+            self._writer.write_chunk(key, data, {"checksums": found})
+        for row, value in zip(new, found, strict=True):
+            self.checksums[block.tensor, block.start, row.step] = value
+        self._advance(num_bytes)
+
+
+def _write(plan: IngestPlan, progress: Progress) -> tuple[TrajectoryStore, int]:
+    record = plan.record
+    num_kept = len(plan.store.steps) if plan.store is not None and not plan.rebuild else 0
+    chunk_rows = range(num_kept // record.chunk_steps, -(-len(plan.rows) // record.chunk_steps))
+    blocks = {t.name: blocks_of(t, record.param_chunks[t.name]) for t in record.tensors}
+    every = [block for of_tensor in blocks.values() for block in of_tensor]
+    with (
+        StoreWriter(plan.path, fresh=plan.store is None or plan.rebuild) as writer,
+        progress.phase("ingest", plan.bytes_in) as advance,
+    ):
+        ingestion = _Ingestion(plan, writer, advance)
+        tasks = [(row, batch) for row in chunk_rows for batch in batches(every)]
+        run_tasks(ingestion.write_batch, tasks, num_workers=plan.memory.num_workers)
+        _check_untouched(plan)
+        by_step = {
+            step: {
+                name: [ingestion.checksums[name, block.start, step] for block in of_tensor]
+                for name, of_tensor in blocks.items()
+            }
+            for step in plan.added
+        }
+        checkpoints, blobs = _keep_files(plan, writer, by_step)
+        newest = plan.rows[-1].source
+        committed = replace(
+            record,
+            checkpoints=checkpoints,
+            commit=record.commit + 1,
+            blobs=blobs,
+            tied=_tied(plan, by_step),
+            config=_config(newest) if newest is not None else record.config,
+        )
+        return writer.commit(committed), ingestion.num_resumed
+
+
+def _identity(plan: IngestPlan) -> dict[str, Any]:
+    """What a journal belongs to: the same source files in the same rows of the same store."""
+    return {
+        "rows": [
+            [
+                row.step,
+                row.old_row,
+                [[f.name, f.num_bytes, f.mtime_ns] for f in row.source.checkpoint.files]
+                if row.source
+                else None,
+            ]
+            for row in plan.rows
+        ],
+        "commit": plan.record.commit,
+        "chunk_steps": plan.record.chunk_steps,
+        "compressor": plan.record.compressor.cname,
+        "tensors": len(plan.record.tensors),
+    }
+
+
+def _files(row: Row) -> tuple[WeightFile, ...]:
+    return row.source.checkpoint.files if row.source is not None else ()
+
+
+def _check_untouched(plan: IngestPlan) -> None:
+    """Raise if a source file was changed while it was read: rows of two versions would be mixed."""
+    for row in plan.rows:
+        if row.source is None:
+            continue
+        path = row.source.checkpoint.path
+        for file in row.source.checkpoint.files:
+            stat = (path / file.name if path.is_dir() else path).stat()
+            if (stat.st_size, stat.st_mtime_ns) != (file.num_bytes, file.mtime_ns):
+                raise CheckpointError(
+                    f"{file.name} of checkpoint step {row.step} ({path}) was changed while it was read; "
+                    "wait until the trainer has saved it, then run the command again"
+                )
+
+
+def _keep_files(
+    plan: IngestPlan, writer: StoreWriter, checksums: Mapping[int, Mapping[str, Sequence[int]]]
+) -> tuple[tuple[CommittedCheckpoint, ...], dict[str, int]]:
+    """Write headers and sidecar files, each content once; return the checkpoints' records and all sizes."""
+    committed = []
+    blobs: dict[str, int] = {}
+    for row in plan.rows:
+        if row.source is None:
+            if plan.store is None or row.old_row is None:
+                continue
+            kept = plan.store.checkpoints[row.old_row]
+            needed = [f.header for f in kept.files] + list(kept.sidecars.values())
+            for name in needed:
+                if name not in blobs:
+                    blobs[name] = plan.store.record.blobs[name]
+                    if plan.rebuild:
+                        writer.write_blob(name, plan.store.read_blob(name))
+            committed.append(kept)
+            continue
+        checkpoint = row.source.checkpoint
+        contents = {name: path.read_bytes() for name, path in checkpoint.sidecars.items()}
+        for data in [f.header for f in checkpoint.files] + list(contents.values()):
+            if digest(data) not in blobs:
+                blobs[digest(data)] = len(data)
+                writer.write_blob(digest(data), data)
+        committed.append(
+            CommittedCheckpoint(
+                step=row.step,
+                source=str(row.source.path),
+                fingerprint=fingerprint(plan.record.tensors, checksums[row.step]),
+                files=tuple(committed_file(f) for f in checkpoint.files),
+                sidecars={name: digest(data) for name, data in sorted(contents.items())},
+            )
+        )
+    return tuple(committed), blobs
+
+
+def _tied(plan: IngestPlan, checksums: Mapping[int, Mapping[str, Sequence[int]]]) -> dict[str, str]:
+    """Find names that are another name's tensor: without bytes of their own, or with the same in every step.
+
+    Bytes alone do not tie tensors (two vectors of ones are no pair); the configuration has to say so.
+    """
+    sources = [row.source.checkpoint for row in plan.rows if row.source is not None]
+    tied = dict(plan.record.tied)
+    for checkpoint in sources:
+        tied |= checkpoint.tied
+    names = {t.name: t for t in plan.record.tensors}
+    says_tied = any(_says_tied(checkpoint.config) for checkpoint in sources)
+    heads = [n for n in names if n.endswith("lm_head.weight")]
+    embeddings = [n for n in names if n.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))]
+    if says_tied and len(heads) == len(embeddings) == 1 and (plan.store is None or heads[0] in tied):
+        tied[heads[0]] = embeddings[0]
+    for alias, target in list(tied.items()):
+        if alias in names and any(of_step[alias] != of_step[target] for of_step in checksums.values()):
+            del tied[alias]
+    return tied
+
+
+def _config(source: StepCheckpoint) -> dict[str, Any] | None:
+    config = source.checkpoint.config
+    return None if config is None else dict(config)
+
+
+def _says_tied(config: Mapping[str, Any] | None) -> bool:
+    if config is None:
+        return False
+    text = config.get("text_config")
+    nested = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return bool(config.get("tie_word_embeddings", nested))

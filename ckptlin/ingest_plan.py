@@ -1,0 +1,244 @@
+"""What an ingest would do, worked out before anything is written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from ckptlin._version import __version__
+from ckptlin.checkpoints import Run, StepCheckpoint, WeightFile, check_consistent, discover
+from ckptlin.errors import CheckpointMismatchError, InputError, StepConflictError
+from ckptlin.execution import available_workers
+from ckptlin.memory import MemoryPlan, default_budget
+from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.store.chunk_codec import COMPRESSORS
+from ckptlin.store.layout import chunk_steps, param_chunk_shape
+from ckptlin.store.metadata import ROOT_KEY, CommittedFile, StoreRecord
+from ckptlin.store.store import TrajectoryStore
+from ckptlin.trajectory import TensorSpec
+
+__all__ = ["IngestPlan", "Row", "checksum", "committed_file", "digest", "fingerprint", "plan_ingest"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a step of the new store comes from: a checkpoint, or a row of the store that is there."""
+
+    step: int
+    source: StepCheckpoint | None
+    old_row: int | None
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """What an ingest would do.
+
+    Attributes
+    ----------
+    added : tuple of int
+        Steps that would be read from checkpoints.
+    present : tuple of int
+        Steps that are in the store already, with the same content.
+    rebuild : bool
+        Whether a new store would be written beside the old one and take its place, because a step lies before
+        the store's last one or is replaced.
+    bytes_in : int
+        Bytes that would be read from checkpoints.
+    memory : MemoryPlan
+    """
+
+    run: Run
+    store: TrajectoryStore | None
+    path: Path
+    rows: tuple[Row, ...]
+    added: tuple[int, ...]
+    present: tuple[int, ...]
+    rebuild: bool
+    bytes_in: int
+    record: StoreRecord
+    memory: MemoryPlan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return {
+            "store": str(self.path),
+            "steps_added": list(self.added),
+            "steps_present": list(self.present),
+            "rebuild": self.rebuild,
+            "tensors": len(self.record.tensors),
+            "params": sum(t.num_params for t in self.record.tensors),
+            "bytes_in": self.bytes_in,
+            "workers": self.memory.num_workers,
+            "peak_memory_bytes": self.memory.peak_bytes,
+        }
+
+
+def plan_ingest(
+    run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    store: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    replace_steps: bool = False,
+    skip_incomplete: bool = False,
+    compressor: str = "lz4",
+    memory_bytes: int | None = None,
+    num_workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> IngestPlan:
+    """Work out what `ingest` would do; same parameters and errors."""
+    if compressor not in COMPRESSORS:
+        raise InputError(f"there is no codec {compressor!r}; choose one of {', '.join(sorted(COMPRESSORS))}")
+    if num_workers is not None and num_workers < 1:
+        raise InputError(f"--workers must be at least 1, not {num_workers}")
+    path = Path(os.path.abspath(store))
+    found = discover(run, base=base, skip_incomplete=skip_incomplete)
+    check_consistent(found.checkpoints)
+    existing = TrajectoryStore(path) if (path / ROOT_KEY).exists() else None
+    specs = tuple(found.checkpoints[0].checkpoint.tensors.values())
+    if existing is None:
+        record = StoreRecord(
+            tensors=specs,
+            param_chunks={t.name: param_chunk_shape(t.shape) for t in specs},
+            chunk_steps=chunk_steps(len(found.checkpoints)),
+            compressor=COMPRESSORS[compressor],
+            checkpoints=(),
+            commit=0,
+            created_by=f"ckptlin {__version__}",
+        )
+        rows = tuple(Row(c.step, c, None) for c in found.checkpoints)
+        present: tuple[int, ...] = ()
+        rebuild = False
+    else:
+        _check_same_model(existing, found.checkpoints[0])
+        rows, present, rebuild = _merge(existing, found, replace_steps, progress)
+        record = existing.record
+        if rebuild:
+            record = replace(record, chunk_steps=chunk_steps(len(rows)), fits={})
+    added = [row.source for row in rows if row.source is not None]
+    widest = max((_chunk_bytes(record, t) for t in specs), default=1)
+    memory = MemoryPlan.within(
+        default_budget() if memory_bytes is None else memory_bytes,
+        "ingest",
+        2 * widest,  # the block and, at worst, as much again compressed
+        num_workers or available_workers(),
+    )
+    return IngestPlan(
+        run=found,
+        store=existing,
+        path=path,
+        rows=rows,
+        added=tuple(c.step for c in added),
+        present=present,
+        rebuild=rebuild,
+        bytes_in=sum(t.num_bytes for t in specs) * len(added),
+        record=record,
+        memory=memory,
+    )
+
+
+def fingerprint(specs: Iterable[TensorSpec], checksums: Mapping[str, Sequence[int]]) -> str:
+    """Hash the content of a checkpoint.
+
+    Parameters
+    ----------
+    specs : iterable of TensorSpec
+        All tensors, in any order.
+    checksums : mapping of str to sequence of int
+        For each tensor, the crc32c of each of its blocks.
+    """
+    items = sorted((t.name, t.dtype.zarr, list(t.shape), list(checksums[t.name])) for t in specs)
+    return hashlib.blake2b(json.dumps(items).encode(), digest_size=16).hexdigest()
+
+
+def _chunk_bytes(record: StoreRecord, spec: TensorSpec) -> int:
+    params = int(np.prod(record.param_chunks[spec.name], dtype=np.int64))
+    return record.chunk_steps * params * spec.dtype.itemsize
+
+
+def _check_same_model(store: TrajectoryStore, found: StepCheckpoint) -> None:
+    stored, given = store.tensors, found.checkpoint.tensors
+    here = f"checkpoint step {found.step} ({found.path})"
+    for name in stored:
+        if name not in given:
+            raise CheckpointMismatchError(
+                f"{here} has no tensor `{name}`, but the store {store.location} has; "
+                "ingest runs of different models into different stores"
+            )
+    for name, spec in given.items():
+        if name not in stored:
+            raise CheckpointMismatchError(
+                f"tensor `{name}` in {here} is not in the store {store.location}; "
+                "ingest runs of different models into different stores"
+            )
+        for what, ours, theirs in (
+            ("shape", spec.shape, stored[name].shape),
+            ("dtype", spec.dtype.zarr, stored[name].dtype.zarr),
+        ):
+            if ours != theirs:
+                raise CheckpointMismatchError(
+                    f"tensor `{name}` in {here} has {what} {ours}, but {store.location} has {theirs}; "
+                    "ingest runs of different models into different stores"
+                )
+
+
+def _merge(
+    store: TrajectoryStore, found: Run, replace_steps: bool, progress: Progress
+) -> tuple[tuple[Row, ...], tuple[int, ...], bool]:
+    """Order the store's rows and the run's checkpoints; tell which are there, and whether to build anew."""
+    rows = {step: Row(step, None, row) for row, step in enumerate(store.steps)}
+    present, replaced = [], []
+    for item in found.checkpoints:
+        if item.step not in rows:
+            rows[item.step] = Row(item.step, item, None)
+        elif _is_same(store, item, progress):
+            present.append(item.step)
+        elif replace_steps:
+            rows[item.step] = Row(item.step, item, None)
+            replaced.append(item.step)
+        else:
+            raise StepConflictError(
+                f"step {item.step} is in {store.location} with other content than {item.path}; it came from "
+                f"{store.checkpoints[store.row_of(item.step)].source}; --replace puts the new one in its place"
+            )
+    last = store.steps[-1]
+    earlier = any(row.source is not None and row.step < last for row in rows.values())
+    return tuple(rows[step] for step in sorted(rows)), tuple(present), earlier or bool(replaced)
+
+
+def _is_same(store: TrajectoryStore, item: StepCheckpoint, progress: Progress) -> bool:
+    """Compare a checkpoint with what the store holds: by size and time of its files, else by content."""
+    committed = store.checkpoints[store.row_of(item.step)]
+    if tuple(committed_file(f) for f in item.checkpoint.files) == committed.files:
+        return True
+    num_bytes = sum(t.num_bytes for t in store.tensors.values())
+    with progress.phase(f"check step {item.step}", num_bytes) as advance:
+        checksums = {}
+        for spec in store.tensors.values():
+            checksums[spec.name] = []
+            for block in store.blocks(spec.name):
+                row = np.empty(block.num_params, spec.dtype.bits)
+                item.checkpoint.read_into(spec.name, block.start, row)
+                checksums[spec.name].append(checksum(row))
+                advance(row.nbytes)
+    return fingerprint(store.tensors.values(), checksums) == committed.fingerprint
+
+
+def checksum(row: np.ndarray[Any, Any]) -> int:
+    """Return the crc32c of some bits."""
+    return int(google_crc32c.value(row.view(np.uint8)))
+
+
+def digest(data: bytes) -> str:
+    """Return the hash under which a store keeps a file."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def committed_file(file: WeightFile) -> CommittedFile:
+    """Return what a store records of a file of weights."""
+    return CommittedFile(file.name, file.num_bytes, file.mtime_ns, digest(file.header))

@@ -1,0 +1,1 @@
+"""Numba kernels and their float64 oracle."""

@@ -1,0 +1,1 @@
+"""Methods: rules that predict a checkpoint from the steps."""

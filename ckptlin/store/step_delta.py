@@ -1,0 +1,67 @@
+"""The zarr codec ``ckptlin.step_delta``: differences along the first axis, exactly reversible.
+
+Specified in ``docs/store-format.md``.  zarr finds it by entry point; ckptlin's own reader and writer apply the
+same kernels to whole blocks without going through zarr's pipeline.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from zarr.abc.codec import ArrayArrayCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import NDBuffer
+from zarr.core.common import JSON, parse_named_configuration
+from zarr.core.dtype import get_data_type_from_native_dtype
+
+from ckptlin.dtypes import bits_dtype
+from ckptlin.kernels.step_delta import FLOAT, SIGNED, UNSIGNED, delta_decode, delta_encode
+
+__all__ = ["CODEC_NAME", "StepDelta", "order_kind"]
+
+CODEC_NAME = "ckptlin.step_delta"
+
+
+def order_kind(dtype: np.dtype[Any]) -> int:
+    """Tell how the bits of a dtype are ordered: the argument of the kernels."""
+    if dtype.kind in "ub":
+        return UNSIGNED
+    return SIGNED if dtype.kind == "i" else FLOAT
+
+
+@dataclass(frozen=True)
+class StepDelta(ArrayArrayCodec):
+    """Array-to-array codec: each row becomes its zigzag-coded difference to the row after it."""
+
+    is_fixed_size = True
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        """Read the codec's metadata; it has no configuration."""
+        parse_named_configuration(data, CODEC_NAME, require_configuration=False)
+        return cls()
+
+    def to_dict(self) -> dict[str, JSON]:
+        """Return the codec's metadata."""
+        return {"name": CODEC_NAME}
+
+    def resolve_metadata(self, chunk_spec: ArraySpec) -> ArraySpec:
+        """Tell the next codec that it gets unsigned integers."""
+        bits = bits_dtype(chunk_spec.dtype.to_native_dtype())
+        return replace(chunk_spec, dtype=get_data_type_from_native_dtype(bits), fill_value=bits.type(0))
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> NDBuffer | None:
+        values = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
+        bits = values.view(bits_dtype(values.dtype))
+        delta_encode(bits.reshape(bits.shape[0], -1), order_kind(values.dtype))
+        return chunk_spec.prototype.nd_buffer.from_ndarray_like(bits)
+
+    async def _decode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> NDBuffer:
+        dtype = chunk_spec.dtype.to_native_dtype()
+        bits = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
+        delta_decode(bits.reshape(bits.shape[0], -1), order_kind(dtype))
+        return chunk_spec.prototype.nd_buffer.from_ndarray_like(bits.view(dtype))
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Return the same size: the codec keeps shape and width."""
+        return input_byte_length

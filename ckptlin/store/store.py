@@ -1,0 +1,276 @@
+"""Reading a trajectory store."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ckptlin.dtypes import from_zarr
+from ckptlin.errors import CorruptChunkError, NotAStoreError, SelectionError, StaleFitError
+from ckptlin.naming import encode_name
+from ckptlin.store.chunk_codec import decode_chunk, decode_plain
+from ckptlin.store.files import StoreFiles
+from ckptlin.store.layout import blocks_of
+from ckptlin.store.metadata import ROOT_KEY, CommittedCheckpoint, FitRecord, StoreRecord
+from ckptlin.trajectory import Block, TensorSpec
+
+__all__ = ["STAGED_FITS", "TrajectoryStore", "block_key", "chunk_key", "describe_steps", "fit_prefix"]
+
+# Where a fit grows before it commits.
+STAGED_FITS = ".fits"
+
+
+def chunk_key(array: str, index: Sequence[int]) -> str:
+    """Return the key of a chunk: ``c/0/3/0`` below its array, plain ``c`` for an array without dimensions."""
+    return "/".join([array, "c", *map(str, index)])
+
+
+def block_key(block: Block, chunk_row: int) -> str:
+    """Return the key of the chunk that holds a block's rows from ``chunk_row * chunk_steps`` on."""
+    return chunk_key(f"weights/{encode_name(block.tensor)}", (chunk_row, *block.index))
+
+
+def fit_prefix(name: str) -> str:
+    """Return the path of a fit's group."""
+    return f"fits/{encode_name(name)}"
+
+
+class TrajectoryStore:
+    """The trajectories of a run, as committed: a `TrajectorySource` that is read chunk by chunk.
+
+    Parameters
+    ----------
+    path : path-like
+        Directory of the store.
+
+    Raises
+    ------
+    NotAStoreError, StoreVersionError
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.files = StoreFiles(self.path)
+        document = self.files.read(ROOT_KEY) if self.path.is_dir() else None
+        if document is None:
+            raise NotAStoreError(
+                f"{self.path} {_what_is_there(self.path)}; make a store with `ckptlin ingest RUN STORE`"
+            )
+        try:
+            parsed = json.loads(document)
+        except ValueError as error:
+            raise NotAStoreError(f"{self.path / ROOT_KEY} is not valid JSON: {error}") from error
+        self.record = StoreRecord.from_document(parsed, self.location)
+        self._fit_roots: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a store for reading."""
+        return cls(path)
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.steps)} steps" if self.steps else "no steps"
+        return f"<TrajectoryStore {self.location}: {steps}, {len(self.tensors)} tensors>"
+
+    @property
+    def location(self) -> str:
+        """Path of the store."""
+        return str(self.path)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Committed steps, ascending."""
+        return self.record.steps
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Every tensor, in file order."""
+        return {t.name: t for t in self.record.tensors}
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Names that are another name's tensor."""
+        return self.record.tied
+
+    @property
+    def checkpoints(self) -> tuple[CommittedCheckpoint, ...]:
+        """The ingested checkpoints, in the order of `steps`."""
+        return self.record.checkpoints
+
+    def blocks(self, tensor: str) -> tuple[Block, ...]:
+        """List the blocks of a tensor, in ascending order."""
+        return blocks_of(self.tensors[tensor], self.record.param_chunks[tensor])
+
+    def chunk_params(self, tensor: str) -> int:
+        """Number of parameters in a chunk of the tensor, padding included."""
+        return int(np.prod(self.record.param_chunks[tensor], dtype=np.int64))
+
+    def steps_of_row(self, chunk_row: int) -> tuple[int, ...]:
+        """Return the committed steps that lie in a row of chunks."""
+        size = self.record.chunk_steps
+        return self.steps[chunk_row * size : (chunk_row + 1) * size]
+
+    def read_chunk(self, block: Block, chunk_row: int) -> np.ndarray[Any, Any]:
+        """Read and decode one chunk.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(chunk_steps, chunk parameters)`` of the bits dtype, padding included.
+
+        Raises
+        ------
+        CorruptChunkError
+            If the chunk is missing or damaged; names tensor, steps and file.
+        """
+        spec = self.tensors[block.tensor]
+        key = block_key(block, chunk_row)
+        data = self.files.read(key)
+        steps = self.steps_of_row(chunk_row)
+        if data is None:
+            raise CorruptChunkError(
+                f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} is missing: {self.path / key}; "
+                "ingest the run again with --replace, or restore the file"
+            )
+        out = np.empty((self.record.chunk_steps, self.chunk_params(block.tensor)), spec.dtype.bits)
+        what = f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} ({self.path / key})"
+        decode_chunk(data, spec.dtype, out, what)
+        return out
+
+    def read_block(self, block: Block, rows: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Read rows (indices into `steps`) of a block, ``(len(rows), num_params)`` of the bits dtype."""
+        size = self.record.chunk_steps
+        if not rows:
+            raise SelectionError(f"no steps of {self.location} were selected")
+        if len({row // size for row in rows}) == 1:
+            chunk = self.read_chunk(block, rows[0] // size)
+            within = [row % size for row in rows]
+            if within == list(range(within[0], within[0] + len(within))):
+                part = chunk[within[0] : within[-1] + 1, : block.num_params]
+                return part if part.flags.c_contiguous else np.ascontiguousarray(part)
+            return np.ascontiguousarray(chunk[within, : block.num_params])
+        out = np.empty((len(rows), block.num_params), self.tensors[block.tensor].dtype.bits)
+        for chunk_row in sorted({row // size for row in rows}):
+            chunk = self.read_chunk(block, chunk_row)
+            for position, row in enumerate(rows):
+                if row // size == chunk_row:
+                    out[position] = chunk[row % size, : block.num_params]
+        return out
+
+    def read_blob(self, digest: str) -> bytes:
+        """Return a file that the store keeps, by its hash."""
+        out = np.empty(self.record.blobs[digest], np.uint8)
+        if out.size:
+            self._read_plain(chunk_key(f"files/{digest}", (0,)), out)
+        return out.tobytes()
+
+    def sidecars(self, step: int) -> dict[str, bytes]:
+        """Return the sidecar files (configuration, tokenizer, …) of an ingested checkpoint."""
+        checkpoint = self.checkpoints[self.row_of(step)]
+        return {name: self.read_blob(digest) for name, digest in checkpoint.sidecars.items()}
+
+    def row_of(self, step: int) -> int:
+        """Return the index of a step; SelectionError if it is not in the store."""
+        try:
+            return self.steps.index(step)
+        except ValueError:
+            raise SelectionError(
+                f"step {step} is not in {self.location}, which holds {describe_steps(self.steps)}"
+            ) from None
+
+    def fit_record(self, name: str = "default") -> FitRecord:
+        """Return the record of a fit.
+
+        Raises
+        ------
+        SelectionError
+            If there is no fit of that name.
+        StaleFitError
+            If the checkpoints that it was computed from are not those in the store any more.
+        """
+        if name not in self.record.fits:
+            there = ", ".join(sorted(self.record.fits)) or "none"
+            raise SelectionError(
+                f"{self.location} has no fit named {name!r} (there: {there}); run `ckptlin fit {self.location}`"
+            )
+        fit = self.record.fits[name]
+        current = {c.step: c.fingerprint for c in self.checkpoints}
+        if any(current.get(s) != f for s, f in zip(fit.steps, fit.fingerprints, strict=True)):
+            raise StaleFitError(
+                f"fit {name!r} of {self.location} was computed from checkpoints that have since been replaced; "
+                f"run `ckptlin fit {self.location} --name {name}` again"
+            )
+        return fit
+
+    def read_table(self, fit: str, table: str, shape: Sequence[int], chunk: int) -> np.ndarray[Any, Any]:
+        """Read a summary table of a fit, float64, cut along its first axis into chunks."""
+        out = np.empty(tuple(shape), np.float64)
+        prefix = self._fit_root(fit)
+        for index, lo in enumerate(range(0, shape[0], chunk)):
+            padded = np.empty((chunk, *shape[1:]), np.float64)
+            key = chunk_key(f"{prefix}/{table}", (index, *[0] * (len(shape) - 1)))
+            self._read_plain(key, padded)
+            out[lo : lo + chunk] = padded[: shape[0] - lo]
+        return out
+
+    def read_map(self, fit: str, map_name: str, block: Block) -> np.ndarray[Any, Any]:
+        """Read a block of a fit's map, ``(num_params,)`` of the map's own dtype."""
+        dtype = from_zarr(self.fit_record(fit).maps[map_name])
+        out = np.empty(self.chunk_params(block.tensor), dtype.numpy)
+        key = chunk_key(f"{self._fit_root(fit)}/{map_name}/{encode_name(block.tensor)}", block.index)
+        self._read_plain(key, out)
+        return out[: block.num_params]
+
+    def _fit_root(self, name: str) -> str:
+        """Find where the fit of the committed record lies: it may be changing places with its successor."""
+        if name not in self._fit_roots:
+            fit = self.fit_record(name)
+            for prefix in (fit_prefix(name), f"{STAGED_FITS}/{encode_name(name)}"):
+                data = self.files.read(f"{prefix}/{ROOT_KEY}")
+                if data is not None and json.loads(data)["attributes"]["ckptlin"]["id"] == fit.id:
+                    self._fit_roots[name] = prefix
+                    break
+            else:
+                raise StaleFitError(
+                    f"fit {name!r} of {self.location} is being replaced by another process; run this again"
+                )
+        return self._fit_roots[name]
+
+    def num_stored_bytes(self) -> int:
+        """Bytes that the weights take on disk."""
+        return sum(size for _, size in self.files.list_below("weights"))
+
+    def _read_plain(self, key: str, out: np.ndarray[Any, Any]) -> None:
+        data = self.files.read(key)
+        if data is None:
+            raise CorruptChunkError(f"{self.path / key} is missing")
+        decode_plain(data, out, str(self.path / key))
+
+
+def describe_steps(steps: Sequence[int]) -> str:
+    """Describe steps in a few words: ``14 steps, 0 to 1300``.
+
+    Examples
+    --------
+    >>> describe_steps([0, 100, 200]), describe_steps([7]), describe_steps([])
+    ('3 steps, 0 to 200', 'step 7', 'no steps')
+    """
+    if not steps:
+        return "no steps"
+    return f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, {steps[0]} to {steps[-1]}"
+
+
+def _span(steps: Sequence[int]) -> str:
+    return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+
+
+def _what_is_there(path: Path) -> str:
+    if not path.exists():
+        return "does not exist"
+    if not path.is_dir():
+        return "is a file, not a trajectory store"
+    return "is a directory, but not a trajectory store"

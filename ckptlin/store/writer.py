@@ -1,0 +1,261 @@
+"""Writing to a trajectory store: chunks first, then one atomic write that commits them.
+
+A new store grows in a hidden directory beside its final name and is renamed when it commits; an existing one
+is appended to in place.  Until the root ``zarr.json`` is replaced, readers see the previous commit: new chunks
+lie beyond its shapes, and a chunk that was only partly filled decodes to the same first rows after it was
+written again with more.  A journal of finished chunks lets the next run go on where a killed one stopped.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ckptlin.atomic import exchange, replace_directory, sync_directory
+from ckptlin.errors import NotAStoreError
+from ckptlin.naming import encode_name
+from ckptlin.store.chunk_codec import encode_plain
+from ckptlin.store.files import StoreFiles
+from ckptlin.store.lock import LOCK_FILE, writer_lock
+from ckptlin.store.metadata import (
+    BLOB_COMPRESSOR,
+    ROOT_KEY,
+    STEP_CHUNK,
+    STEP_COMPRESSOR,
+    StoreRecord,
+    dump,
+    fit_nodes,
+    group_metadata,
+    nodes_of,
+    root_document,
+)
+from ckptlin.store.store import STAGED_FITS, TrajectoryStore, chunk_key, fit_prefix
+
+__all__ = ["StoreWriter"]
+
+JOURNAL = ".journal"
+
+
+class StoreWriter:
+    """Exclusive access to a store for writing; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+        Final name of the store.
+    fresh : bool
+        Build a new store, which takes the place of whatever store is there when it commits; otherwise
+        append to the store that is there.
+
+    Raises
+    ------
+    StoreLockedError
+        If another process is writing.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        self.path = path
+        self.fresh = fresh
+        self.root = path.with_name(f".{path.name}.ingesting") if fresh else path
+        self.files = StoreFiles(self.root)
+        self._exit = ExitStack()
+        self._journal_fd: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.path.exists() and (self.path / ROOT_KEY).exists():
+            self._exit.enter_context(writer_lock(self.path, str(self.path)))
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise NotAStoreError(
+                f"{self.path} is a directory with other content; give a new path for the store"
+            )
+        elif self.path.exists() and not self.path.is_dir():
+            raise NotAStoreError(f"{self.path} is a file; give a new path for the store")
+        if self.fresh:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._exit.enter_context(writer_lock(self.root, str(self.path)))
+        else:
+            self._repair()
+        self.files.sweep()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_journal()
+        # After a kill or Ctrl-C what is finished stays for the next run to go on with.
+        if kind is not None and issubclass(kind, Exception):
+            self.abandon()
+            if self.fresh:
+                shutil.rmtree(self.root)
+        self._exit.close()
+
+    def begin(self, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Start writing chunks, or go on where a killed writer with the same identity stopped.
+
+        Returns
+        -------
+        dict
+            Journal entry of each chunk that is already written, by key.
+        """
+        text = json.dumps(identity, sort_keys=True)
+        done: dict[str, dict[str, Any]] = {}
+        journal = self.root / JOURNAL
+        lines = journal.read_text().split("\n") if journal.exists() else []
+        if lines and lines[0] == text:
+            done = self._still_there(lines[1:])
+        else:
+            self.abandon()
+        self._journal_fd = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        # A line that the killed writer had begun must not swallow the next one.
+        os.write(self._journal_fd, ("\n" if done else f"{text}\n").encode())
+        return done
+
+    def write_chunk(self, key: str, data: bytes, note: Mapping[str, Any]) -> None:
+        """Write a chunk and note it in the journal.  Thread-safe for distinct keys."""
+        self.files.write(key, data)
+        entry = {"key": key, "bytes": len(data), "tail": data[-4:].hex(), **note}
+        assert self._journal_fd is not None  # noqa: S101 (a call before `begin` is our own mistake)
+        os.write(self._journal_fd, (json.dumps(entry) + "\n").encode())
+
+    def write_blob(self, digest: str, data: bytes) -> None:
+        """Keep a file under its hash."""
+        if data:
+            key = chunk_key(f"files/{digest}", (0,))
+            self.files.write(key, encode_plain(np.frombuffer(data, np.uint8), BLOB_COMPRESSOR))
+
+    def write_steps(self, group: str, steps: tuple[int, ...]) -> None:
+        """Write the ``step`` coordinate of a group."""
+        for index, lo in enumerate(range(0, max(len(steps), 1), STEP_CHUNK)):
+            padded = np.zeros(STEP_CHUNK, np.int64)
+            part = steps[lo : lo + STEP_CHUNK]
+            padded[: len(part)] = part
+            self.files.write(chunk_key(f"{group}/step", (index,)), encode_plain(padded, STEP_COMPRESSOR))
+
+    def commit(self, record: StoreRecord) -> TrajectoryStore:
+        """Write all metadata, the root last, and make the store visible under its name."""
+        self.write_steps("weights", record.steps)
+        nodes = nodes_of(record)
+        for path in sorted(nodes):
+            if not path.startswith("fits/"):
+                self._write_if_other(f"{path}/zarr.json", dump(nodes[path]))
+        self._commit_root(record)
+        self._settle()
+        if self.fresh:
+            self._take_name()
+        return TrajectoryStore(self.path)
+
+    def commit_fit(self, record: StoreRecord, name: str) -> TrajectoryStore:
+        """Commit a fit whose arrays were written below `staged_fit`."""
+        staged = self.staged_fit(name)
+        for path, node in fit_nodes(record, name).items():
+            self.files.write(f"{staged}/{path}/zarr.json" if path else f"{staged}/zarr.json", dump(node))
+        self.write_steps(staged, record.fits[name].steps)
+        self._write_if_other("fits/zarr.json", dump(group_metadata()))
+        self.files.sync()
+        new, old = self.root / staged, self.root / fit_prefix(name)
+        if not old.exists():
+            new.rename(old)
+        elif not exchange(new, old):
+            # No exchange on this file system: the old fit is taken out of the record before it goes.
+            current = TrajectoryStore(self.path).record
+            others = {n: fit for n, fit in current.fits.items() if n != name}
+            self._commit_root(replace(current, fits=others))
+            self.files.remove_tree(fit_prefix(name))
+            new.rename(old)
+        sync_directory(old.parent)
+        sync_directory(new.parent)
+        self._commit_root(record)
+        self._settle(STAGED_FITS)
+        return TrajectoryStore(self.path)
+
+    def staged_fit(self, name: str) -> str:
+        """Return where a fit's arrays are written before it commits."""
+        return f"{STAGED_FITS}/{encode_name(name)}"
+
+    def abandon(self) -> None:
+        """Remove whatever was written and not committed."""
+        self._close_journal()
+        if self.fresh:
+            for entry in self.root.iterdir():
+                if entry.is_dir():
+                    self.files.remove_tree(entry.name)
+                elif entry.name != LOCK_FILE:
+                    entry.unlink()
+            return
+        committed = TrajectoryStore(self.path)
+        rows = -(-len(committed.steps) // committed.record.chunk_steps)
+        for spec in committed.record.tensors:
+            chunks = self.root / f"weights/{encode_name(spec.name)}/c"
+            for entry in chunks.iterdir() if chunks.is_dir() else ():
+                if entry.name.isdigit() and int(entry.name) >= rows:
+                    if entry.is_dir():
+                        self.files.remove_tree(entry.relative_to(self.root).as_posix())
+                    else:
+                        entry.unlink()
+        self._settle(STAGED_FITS)
+
+    def _repair(self) -> None:
+        """Undo what a writer that died between its chunks and its commit may have left."""
+        record = TrajectoryStore(self.path).record
+        if (self.root / JOURNAL).exists():
+            for path, node in nodes_of(record).items():
+                if not path.startswith("fits/"):
+                    self._write_if_other(f"{path}/zarr.json", dump(node))
+        for name, fit in record.fits.items():
+            staged, committed = self.staged_fit(name), fit_prefix(name)
+            if self._fit_id(committed) != fit.id and self._fit_id(staged) == fit.id:
+                exchange(self.root / staged, self.root / committed)
+        self.files.remove_tree(STAGED_FITS)
+
+    def _fit_id(self, prefix: str) -> str | None:
+        data = self.files.read(f"{prefix}/{ROOT_KEY}")
+        return json.loads(data)["attributes"]["ckptlin"]["id"] if data is not None else None
+
+    def _still_there(self, lines: list[str]) -> dict[str, dict[str, Any]]:
+        """Read journal entries whose chunk is there and ends in the checksum that was noted."""
+        done = {}
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            key = entry["key"]
+            if self.files.size(key) == entry["bytes"] and self.files.tail(key, 4).hex() == entry["tail"]:
+                done[key] = entry
+        return done
+
+    def _write_if_other(self, key: str, data: bytes) -> None:
+        if self.files.read(key) != data:
+            self.files.write(key, data)
+
+    def _commit_root(self, record: StoreRecord) -> None:
+        self.files.sync()
+        self.files.write(ROOT_KEY, dump(root_document(record)))
+        self.files.sync()
+
+    def _settle(self, *keys: str) -> None:
+        self._close_journal()
+        for key in keys:
+            self.files.remove_tree(key)
+        self.files.sweep()
+        self.files.remove(JOURNAL)
+
+    def _take_name(self) -> None:
+        """Give a new store its final name."""
+        if (self.path / ROOT_KEY).exists():
+            replace_directory(self.root, self.path)
+        else:
+            self.root.rename(self.path)  # also onto an empty directory
+            sync_directory(self.path.parent)
+
+    def _close_journal(self) -> None:
+        if self._journal_fd is not None:
+            os.close(self._journal_fd)
+            self._journal_fd = None
