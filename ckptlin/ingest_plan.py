@@ -218,7 +218,7 @@ def _is_same(store: TrajectoryStore, item: StepCheckpoint, progress: Progress) -
         return True
     num_bytes = sum(t.num_bytes for t in store.tensors.values())
     with progress.phase(f"check step {item.step}", num_bytes) as advance:
-        checksums = {}
+        checksums: dict[str, list[int]] = {}
         for spec in store.tensors.values():
             checksums[spec.name] = []
             for block in store.blocks(spec.name):

@@ -57,7 +57,7 @@ COMPRESSORS = {"lz4": Compressor("lz4", 5), "zstd": Compressor("zstd", 1)}
 def encode_plain(bits: np.ndarray[Any, Any], compressor: Compressor) -> bytes:
     """Compress C-contiguous bits of any shape and append the checksum."""
     shuffle = {"bitshuffle": blosc.BITSHUFFLE, "noshuffle": blosc.NOSHUFFLE}[compressor.shuffle]
-    body = blosc.compress(bits.reshape(-1), compressor.cname.encode(), compressor.clevel, shuffle, 0)
+    body: bytes = blosc.compress(bits.reshape(-1), compressor.cname.encode(), compressor.clevel, shuffle, 0)
     return body + google_crc32c.value(body).to_bytes(_CRC_BYTES, "little")
 
 

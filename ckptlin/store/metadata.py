@@ -29,6 +29,7 @@ __all__ = [
     "group_metadata",
     "root_document",
     "step_coordinate",
+    "table_chunk",
     "weights_metadata",
 ]
 
@@ -295,6 +296,11 @@ def blob_metadata(digest: str, num_bytes: int) -> dict[str, Any]:
     return array_metadata((num_bytes,), (max(num_bytes, 1),), dtype, codecs, [f"{digest}.byte"])
 
 
+def table_chunk(num_tensors: int) -> int:
+    """Return how many tensors a chunk of a summary table spans."""
+    return max(1, min(num_tensors, 512))
+
+
 def fit_nodes(record: StoreRecord, name: str) -> dict[str, dict[str, Any]]:
     """Return the metadata of every node of a fit, by its path below the fit's group ('' is the group)."""
     fit = record.fits[name]
@@ -306,7 +312,7 @@ def fit_nodes(record: StoreRecord, name: str) -> dict[str, dict[str, Any]]:
     for table, dims in SUMMARY_TABLES.items():
         shape = (len(fit.tensors), *(size for _, size in dims))
         dtype = from_numpy("<f8")
-        chunk = (max(1, min(shape[0], 512)), *shape[1:])
+        chunk = (table_chunk(shape[0]), *shape[1:])
         codecs = BLOB_COMPRESSOR.codecs(dtype, delta=False)
         nodes[table] = array_metadata(shape, chunk, dtype, codecs, ["tensor", *(dim for dim, _ in dims)])
     for map_name, dtype_name in fit.maps.items():

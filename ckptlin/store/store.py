@@ -15,7 +15,7 @@ from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import decode_chunk, decode_plain
 from ckptlin.store.files import StoreFiles
 from ckptlin.store.layout import blocks_of
-from ckptlin.store.metadata import ROOT_KEY, CommittedCheckpoint, FitRecord, StoreRecord
+from ckptlin.store.metadata import ROOT_KEY, CommittedCheckpoint, FitRecord, StoreRecord, table_chunk
 from ckptlin.trajectory import Block, TensorSpec
 
 __all__ = ["STAGED_FITS", "TrajectoryStore", "block_key", "chunk_key", "describe_steps", "fit_prefix"]
@@ -206,9 +206,10 @@ class TrajectoryStore:
             )
         return fit
 
-    def read_table(self, fit: str, table: str, shape: Sequence[int], chunk: int) -> np.ndarray[Any, Any]:
+    def read_table(self, fit: str, table: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
         """Read a summary table of a fit, float64, cut along its first axis into chunks."""
         out = np.empty(tuple(shape), np.float64)
+        chunk = table_chunk(shape[0])
         prefix = self._fit_root(fit)
         for index, lo in enumerate(range(0, shape[0], chunk)):
             padded = np.empty((chunk, *shape[1:]), np.float64)

@@ -35,7 +35,7 @@ class _MLFloat(ZDType[Any, Any], HasEndianness, HasItemSize):
         raise DataTypeValidationError(f"{dtype} is not {cls._zarr_v3_name}")
 
     @classmethod
-    def _check_native_dtype(cls, dtype: Any) -> bool:  # type: ignore[override]
+    def _check_native_dtype(cls, dtype: Any) -> bool:
         return bool(dtype == np.dtype(cls._scalar))
 
     def to_native_dtype(self) -> np.dtype[Any]:

@@ -1,0 +1,457 @@
+"""The regression of every parameter on the training step, out of core."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ckptlin._version import __version__
+from ckptlin.checkpoints import RunTrajectories
+from ckptlin.dtypes import TensorDType, from_zarr
+from ckptlin.errors import InputError
+from ckptlin.execution import available_workers, batches, run_tasks
+from ckptlin.finite import require_finite
+from ckptlin.kernels.regression import COUNT, GROUP_ROWS, Abscissa, BlockFit, BlockRegression
+from ckptlin.memory import MemoryPlan, default_budget
+from ckptlin.naming import encode_name
+from ckptlin.null import simulate_null
+from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.selection import fitted_tensors, select_rows
+from ckptlin.store.chunk_codec import encode_plain
+from ckptlin.store.metadata import BLOB_COMPRESSOR, MAP_COMPRESSOR, SUMMARY_TABLES, FitRecord, table_chunk
+from ckptlin.store.store import TrajectoryStore, chunk_key
+from ckptlin.store.writer import StoreWriter
+from ckptlin.summary import NUM_BINS, FitSummary, Tally
+from ckptlin.trajectory import Block, TensorSpec
+
+__all__ = ["DEFAULT_MAPS", "FitPlan", "FitResult", "fit", "parse_maps", "plan_fit", "read_summary"]
+
+MAP_NAMES = ("r2", "slope", "intercept")
+# Two maps of 16 bits cost as many bytes as two of the checkpoints; what that is in time stands in
+# docs/performance.md.  float16 keeps R² to 2.5e-4, bfloat16 a slope to 0.2 %.
+DEFAULT_MAPS: Mapping[str, str] = {"r2": "float16", "slope": "bfloat16"}
+_MAP_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# What is kept of trajectories for the null, all tensors together.
+_SAMPLE_BYTES = 32 << 20
+_MAX_SAMPLE, _MIN_SAMPLE = 2048, 64
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What a fit would do.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        Selected rows of the source's steps.
+    tensors : tuple of TensorSpec
+    maps : dict of str to str
+        Maps to keep, and their zarr data types; empty without a store.
+    bytes_in, bytes_out : int
+        Raw bytes of the trajectories to read, and of the maps to write.
+    memory : MemoryPlan
+    """
+
+    source: TrajectoryStore | RunTrajectories
+    name: str
+    rows: tuple[int, ...]
+    tensors: tuple[TensorSpec, ...]
+    maps: Mapping[str, str]
+    bytes_in: int
+    bytes_out: int
+    memory: MemoryPlan
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Selected steps."""
+        return tuple(self.source.steps[row] for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return {
+            "source": self.source.location,
+            "name": self.name,
+            "steps": list(self.steps),
+            "tensors": len(self.tensors),
+            "params": sum(t.num_params for t in self.tensors),
+            "maps": dict(self.maps),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "workers": self.memory.num_workers,
+            "peak_memory_bytes": self.memory.peak_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fit's figures.
+
+    Attributes
+    ----------
+    name : str
+    source : str
+        Store or run that was fitted.
+    summary : FitSummary
+    maps : dict of str to str
+        Maps kept in the store.
+    """
+
+    name: str
+    source: str
+    summary: FitSummary = field(repr=False)
+    maps: Mapping[str, str]
+    bytes_in: int
+    elapsed_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "maps": dict(self.maps),
+            "bytes_in": self.bytes_in,
+            "elapsed_s": self.elapsed_s,
+            **self.summary.to_dict(),
+        }
+
+
+def parse_maps(text: str) -> dict[str, str]:
+    """Read which maps to keep: ``r2,slope``, ``r2:float32,intercept``, ``all`` or ``none``.
+
+    Without a type R² is float16, the slope bfloat16 and the intercept float32 (16 bits would not tell it from
+    the weight).
+
+    Raises
+    ------
+    InputError
+        If a map or a type does not exist.
+
+    Examples
+    --------
+    >>> parse_maps("r2,slope:float32"), parse_maps("none")
+    ({'r2': 'float16', 'slope': 'float32'}, {})
+    """
+    default = {**DEFAULT_MAPS, "intercept": "float32"}
+    if text == "none":
+        return {}
+    if text == "all":
+        return default
+    maps = {}
+    for part in text.split(","):
+        name, _, dtype = part.strip().partition(":")
+        if name not in MAP_NAMES or (dtype and dtype not in _MAP_DTYPES):
+            raise InputError(
+                f"--maps {part!r} is not known; give all, none, or some of {', '.join(MAP_NAMES)}, each with "
+                ":float16, :bfloat16, :float32 or :float64 behind it if you like"
+            )
+        maps[name] = dtype or default[name]
+    return maps
+
+
+def plan_fit(
+    source: TrajectoryStore | RunTrajectories,
+    *,
+    name: str = "default",
+    steps: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    maps: Mapping[str, str] | None = None,
+    memory_bytes: int | None = None,
+    num_workers: int | None = None,
+) -> FitPlan:
+    """Work out what `fit` would do; same parameters and errors."""
+    if num_workers is not None and num_workers < 1:
+        raise InputError(f"--workers must be at least 1, not {num_workers}")
+    if not name:
+        raise InputError("--name must not be empty")
+    rows = select_rows(source.steps, steps)
+    if len(rows) < 2:
+        raise InputError(
+            f"a fit needs at least 2 checkpoints, and {source.location} "
+            + (f"has only step {source.steps[0]}" if steps is None else f"has only one in --steps {steps}")
+        )
+    tensors = tuple(fitted_tensors(source, include, exclude))
+    if maps is None:
+        maps = DEFAULT_MAPS if isinstance(source, TrajectoryStore) else {}
+    elif maps and not isinstance(source, TrajectoryStore):
+        raise InputError(
+            f"maps are kept in a store, and {source.location} is a run; ingest it, or give --maps none"
+        )
+    map_bytes = sum(from_zarr(dtype).itemsize for dtype in maps.values())
+    num_params = sum(t.num_params for t in tensors)
+    memory = MemoryPlan.within(
+        default_budget() if memory_bytes is None else memory_bytes,
+        "fit",
+        max(_block_bytes(source, t, len(rows), map_bytes) for t in tensors),
+        num_workers or available_workers(),
+    )
+    return FitPlan(
+        source=source,
+        name=name,
+        rows=rows,
+        tensors=tensors,
+        maps=maps,
+        bytes_in=sum(t.num_bytes for t in tensors) * len(rows),
+        bytes_out=num_params * map_bytes,
+        memory=memory,
+    )
+
+
+def _block_bytes(
+    source: TrajectoryStore | RunTrajectories, spec: TensorSpec, num_rows: int, map_bytes: int
+) -> int:
+    """Bytes that one block of a tensor takes while it is fitted."""
+    num_params = max((block.num_params for block in source.blocks(spec.name)), default=0)
+    in_store = isinstance(source, TrajectoryStore)
+    group = source.record.chunk_steps if isinstance(source, TrajectoryStore) else min(num_rows, GROUP_ROWS)
+    block = group * num_params * spec.dtype.itemsize
+    state = 0 if num_rows <= group else num_params * (7 * 8 + 6 * spec.dtype.itemsize)
+    return block * (2 if in_store else 1) + state + num_params * (2 * map_bytes + 8)
+
+
+def fit(
+    source: TrajectoryStore | RunTrajectories,
+    *,
+    name: str = "default",
+    steps: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    maps: Mapping[str, str] | None = None,
+    memory_bytes: int | None = None,
+    num_workers: int | None = None,
+    seed: int = 0,
+    progress: Progress = NO_PROGRESS,
+) -> FitResult:
+    """Fit every parameter of a store or a run by a straight line in the training step.
+
+    Parameters
+    ----------
+    source : TrajectoryStore or RunTrajectories
+        In a store the summary and the maps are kept, under ``fits/<name>``; a fit of that name is replaced.
+    name : str
+    steps : str, optional
+        Window of steps, see `ckptlin.selection.select_rows`.
+    include, exclude : sequence of str
+        Patterns of tensor names, see `ckptlin.naming.matches`.
+    maps : mapping of str to str, optional
+        Which per-parameter maps to keep, and as which zarr data type; default `DEFAULT_MAPS` in a store.
+    memory_bytes, num_workers : int, optional
+    seed : int
+        Of the random walks of the null.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two steps.
+    SelectionError
+        If a step, a pattern or a tensor does not exist.
+    NonFiniteError
+        If a weight is NaN or infinite; names tensor, step and count.
+    CorruptChunkError, StoreLockedError, MemoryBudgetError, DiskFullError
+    """
+    started = time.perf_counter()
+    plan = plan_fit(
+        source,
+        name=name,
+        steps=steps,
+        include=include,
+        exclude=exclude,
+        maps=maps,
+        memory_bytes=memory_bytes,
+        num_workers=num_workers,
+    )
+    if isinstance(source, TrajectoryStore):
+        with StoreWriter(source.path, fresh=False) as writer:
+            # The store may have grown since it was opened; what is written must match what is committed.
+            plan = replace(plan, source=TrajectoryStore(source.path))
+            summary = _run(plan, writer, seed, progress)
+            _write_tables(writer, writer.staged_fit(name), summary)
+            writer.commit_fit(_record_with_fit(plan), name)
+    else:
+        summary = _run(plan, None, seed, progress)
+    return FitResult(
+        name=name,
+        source=source.location,
+        summary=summary,
+        maps=plan.maps,
+        bytes_in=plan.bytes_in,
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+def read_summary(store: TrajectoryStore, name: str = "default") -> FitSummary:
+    """Read the figures of a fit from a store.
+
+    Raises
+    ------
+    SelectionError, StaleFitError
+        If there is no such fit, or its checkpoints have been replaced.
+    """
+    record = store.fit_record(name)
+    num = len(record.tensors)
+    tables = {
+        table: store.read_table(name, table, (num, *(size for _, size in dims)))
+        for table, dims in SUMMARY_TABLES.items()
+    }
+    tallies = tuple(Tally(**{table: tables[table][i] for table in tables}) for i in range(num))
+    return FitSummary(record.steps, record.tensors, tallies)
+
+
+def _run(plan: FitPlan, writer: StoreWriter | None, seed: int, progress: Progress) -> FitSummary:
+    fitting = _Fitting(plan, writer)
+    blocks = [block for t in plan.tensors for block in plan.source.blocks(t.name)]
+    with progress.phase("fit", plan.bytes_in) as advance:
+
+        def work(batch: tuple[Block, ...]) -> list[tuple[str, BlockFit, np.ndarray[Any, Any]]]:
+            return [fitting.fit_block(block, advance) for block in batch]
+
+        results = run_tasks(work, batches(blocks), num_workers=plan.memory.num_workers)
+    tallies = {t.name: Tally.zero() for t in plan.tensors}
+    samples: dict[str, list[np.ndarray[Any, Any]]] = {t.name: [] for t in plan.tensors}
+    for batch in results:
+        for tensor, block_fit, sample in batch:
+            tally = tallies[tensor]
+            tally.counts += block_fit.counts
+            tally.sums += block_fit.sums
+            tally.histogram += block_fit.histogram
+            samples[tensor].append(sample)
+    del results
+    with progress.phase("null", len(plan.tensors)) as advance:
+
+        def walk(spec: TensorSpec) -> None:
+            sample = np.concatenate(samples.pop(spec.name), axis=1).view(spec.dtype.numpy)
+            _add_null(tallies[spec.name], spec.dtype, sample, plan.steps, seed)
+            advance(1)
+
+        run_tasks(walk, plan.tensors, num_workers=plan.memory.num_workers)
+    return FitSummary(plan.steps, tuple(tallies), tuple(tallies.values()))
+
+
+class _Fitting:
+    """One fit under way."""
+
+    def __init__(self, plan: FitPlan, writer: StoreWriter | None) -> None:
+        self._plan = plan
+        self._writer = writer
+        self._specs = {t.name: t for t in plan.tensors}
+        self._abscissa = Abscissa.of(plan.steps)
+        self._groups = _row_groups(plan)
+        per_tensor = _SAMPLE_BYTES // max(1, len(plan.rows) * 2 * len(plan.tensors))
+        self._sample_size = min(max(per_tensor, _MIN_SAMPLE), _MAX_SAMPLE)
+
+    def fit_block(
+        self, block: Block, advance: Callable[[int], None]
+    ) -> tuple[str, BlockFit, np.ndarray[Any, Any]]:
+        spec = self._specs[block.tensor]
+        result, trusted, sample = self._regress(block, careful=False)
+        if not trusted:
+            for group in self._groups:
+                steps = [self._plan.source.steps[row] for row in group]
+                require_finite(spec, steps, self._plan.source.read_block(block, group))
+            result, _, _ = self._regress(block, careful=True)
+        self._write_maps(block, result)
+        advance(block.num_params * spec.dtype.itemsize * len(self._plan.rows))
+        bare = replace(result, r2=None, slope=None, intercept=None)
+        return block.tensor, bare, sample
+
+    def _regress(self, block: Block, *, careful: bool) -> tuple[BlockFit, bool, np.ndarray[Any, Any]]:
+        spec = self._specs[block.tensor]
+        regression = BlockRegression(
+            spec.dtype, self._abscissa, block.num_params, self._plan.maps, careful=careful
+        )
+        share = -(-self._sample_size * block.num_params // spec.num_params)
+        columns = np.linspace(0, block.num_params - 1, min(share, block.num_params)).astype(np.int64)
+        if len(self._groups) == 1:
+            bits = self._plan.source.read_block(block, self._groups[0])
+            result, trusted = regression.fit(bits)
+            return result, trusted, bits[:, columns]
+        sampled = []
+        for group in self._groups:
+            bits = self._plan.source.read_block(block, group)
+            sampled.append(bits[:, columns])
+            regression.add(bits)
+        result, trusted = regression.finish()
+        return result, trusted, np.concatenate(sampled)
+
+    def _write_maps(self, block: Block, result: BlockFit) -> None:
+        if self._writer is None or not self._plan.maps:
+            return
+        store = self._plan.source
+        assert isinstance(store, TrajectoryStore)  # noqa: S101 (maps are refused without a store)
+        for name, dtype_name in self._plan.maps.items():
+            dtype = from_zarr(dtype_name)
+            padded = np.zeros(store.chunk_params(block.tensor), dtype.numpy)
+            with np.errstate(over="ignore"):
+                padded[: block.num_params] = getattr(result, name)
+            array = f"{self._writer.staged_fit(self._plan.name)}/{name}/{encode_name(block.tensor)}"
+            data = encode_plain(padded.view(dtype.bits), MAP_COMPRESSOR)
+            self._writer.files.write(chunk_key(array, block.index), data)
+
+
+def _row_groups(plan: FitPlan) -> list[list[int]]:
+    """Group the rows as they are read: by rows of chunks in a store, by 16 otherwise."""
+    source = plan.source
+    size = source.record.chunk_steps if isinstance(source, TrajectoryStore) else GROUP_ROWS
+    if not isinstance(source, TrajectoryStore):
+        return [list(plan.rows[lo : lo + size]) for lo in range(0, len(plan.rows), size)]
+    groups: dict[int, list[int]] = {}
+    for row in plan.rows:
+        groups.setdefault(row // size, []).append(row)
+    return list(groups.values())
+
+
+def _add_null(
+    tally: Tally, dtype: TensorDType, sample: np.ndarray[Any, Any], steps: Sequence[int], seed: int
+) -> None:
+    """Add what random walks like the sample would show, weighted to stand for all parameters of the tensor."""
+    num_paths = sample.shape[1] if sample.shape[1] >= _MIN_SAMPLE else _MIN_SAMPLE
+    null = simulate_null(sample.astype(np.float64), steps, dtype, num_paths=num_paths, seed=seed)
+    weight = tally.counts[COUNT.params] / num_paths
+    defined = ~np.isnan(null.r2)
+    tally.null_counts[COUNT.params] = tally.counts[COUNT.params]
+    tally.null_counts[COUNT.unchanged] = weight * (~null.moved).sum()
+    tally.null_counts[COUNT.undefined] = weight * (null.moved & ~defined).sum()
+    tally.null_counts[COUNT.paper] = weight * (null.paper & defined).sum()
+    for row, (population, above_7, above_9) in enumerate(
+        (
+            (defined, COUNT.moved_above_7, COUNT.moved_above_9),
+            (defined & null.paper, COUNT.paper_above_7, COUNT.paper_above_9),
+        )
+    ):
+        r2 = null.r2[population]
+        positions = np.minimum((r2 * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+        tally.null_histogram[row] += weight * np.bincount(positions, minlength=NUM_BINS)
+        tally.null_counts[above_7] = weight * (r2 > 0.7).sum()
+        tally.null_counts[above_9] = weight * (r2 > 0.9).sum()
+
+
+def _write_tables(writer: StoreWriter, prefix: str, summary: FitSummary) -> None:
+    for table, dims in SUMMARY_TABLES.items():
+        values = np.stack([getattr(tally, table) for tally in summary.tallies])
+        chunk = table_chunk(len(summary.names))
+        for index, lo in enumerate(range(0, len(values), chunk)):
+            padded = np.zeros((chunk, *values.shape[1:]))
+            part = values[lo : lo + chunk]
+            padded[: len(part)] = part
+            key = chunk_key(f"{prefix}/{table}", (index, *[0] * len(dims)))
+            writer.files.write(key, encode_plain(padded, BLOB_COMPRESSOR))
+
+
+def _record_with_fit(plan: FitPlan) -> Any:
+    store = plan.source
+    assert isinstance(store, TrajectoryStore)  # noqa: S101 (only a store keeps fits)
+    fit_record = FitRecord(
+        id=secrets.token_hex(8),
+        steps=plan.steps,
+        fingerprints=tuple(store.checkpoints[row].fingerprint for row in plan.rows),
+        commit=store.record.commit,
+        created_by=f"ckptlin {__version__}",
+        tensors=tuple(t.name for t in plan.tensors),
+        maps=dict(plan.maps),
+    )
+    return replace(
+        store.record, commit=store.record.commit + 1, fits={**store.record.fits, plan.name: fit_record}
+    )

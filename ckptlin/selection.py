@@ -1,0 +1,94 @@
+"""Which steps and which tensors an operation works on."""
+
+from collections.abc import Sequence
+
+from ckptlin.dtypes import is_fitted
+from ckptlin.errors import InputError, SelectionError
+from ckptlin.naming import is_buffer, select
+from ckptlin.store.store import describe_steps
+from ckptlin.trajectory import TensorSpec, TrajectorySource
+
+__all__ = ["fitted_tensors", "select_rows"]
+
+
+def select_rows(available: Sequence[int], window: str | None) -> tuple[int, ...]:
+    """Select steps by a window; return their indices, ascending.
+
+    Parameters
+    ----------
+    available : sequence of int
+        Steps in ascending order.
+    window : str or None
+        ``FIRST:LAST`` or ``FIRST:LAST:STRIDE``, both ends included and either may be empty, or a list
+        ``0,100,300``; None selects all.  With a stride, steps at multiples of it after the first are taken.
+
+    Raises
+    ------
+    InputError
+        If the window cannot be read.
+    SelectionError
+        If a listed step does not exist, or the window holds none.
+
+    Examples
+    --------
+    >>> select_rows([0, 50, 100, 150, 200], "0:200:100"), select_rows([0, 50, 100], "50:")
+    ((0, 2, 4), (1, 2))
+    >>> select_rows([0, 50, 100], "0,100")
+    (0, 2)
+    """
+    if window is None:
+        return tuple(range(len(available)))
+    try:
+        if ":" not in window:
+            wanted = sorted({int(part) for part in window.split(",")})
+        else:
+            first, last, *stride = (int(part) if part.strip() else None for part in window.split(":"))
+            if len(stride) > 1 or (stride and (stride[0] is None or stride[0] < 1)):
+                raise ValueError
+            start = available[0] if first is None else first
+            wanted = [
+                step
+                for step in available
+                if start <= step
+                and (last is None or step <= last)
+                and (not stride or (step - start) % (stride[0] or 1) == 0)
+            ]
+    except ValueError:
+        raise InputError(
+            f"--steps {window!r} is no window; write FIRST:LAST, FIRST:LAST:STRIDE or a list such as 0,100,300"
+        ) from None
+    for step in wanted:
+        if step not in available:
+            raise SelectionError(
+                f"step {step} of --steps {window} does not exist; there are {describe_steps(available)}"
+            )
+    if not wanted:
+        raise SelectionError(f"--steps {window} selects none of the {describe_steps(available)}")
+    return tuple(available.index(step) for step in wanted)
+
+
+def fitted_tensors(
+    source: TrajectorySource, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[TensorSpec]:
+    """Select the tensors that take part in a fit, in file order.
+
+    Left out are integers, booleans, float8, buffers, tensors without elements, and names tied to another
+    tensor, whose parameters would count twice.
+
+    Raises
+    ------
+    SelectionError
+        If a pattern matches nothing, or nothing is left.
+    """
+    names = select(source.tensors, include, exclude)
+    specs = [source.tensors[name] for name in names]
+    fitted = [
+        t
+        for t in specs
+        if is_fitted(t.dtype) and t.num_params and not is_buffer(t.name) and t.name not in source.tied
+    ]
+    if not fitted:
+        raise SelectionError(
+            f"no tensor of {source.location} is left to fit: none of those selected holds weights"
+        )
+    return fitted
