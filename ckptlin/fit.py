@@ -19,7 +19,7 @@ from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.naming import encode_name
 from ckptlin.null import simulate_null
 from ckptlin.progress import NO_PROGRESS, Progress
-from ckptlin.selection import fitted_tensors, select_rows
+from ckptlin.selection import fitted_tensors, row_groups, select_rows
 from ckptlin.store.chunk_codec import encode_plain
 from ckptlin.store.metadata import BLOB_COMPRESSOR, MAP_COMPRESSOR, SUMMARY_TABLES, FitRecord, table_chunk
 from ckptlin.store.store import TrajectoryStore, chunk_key
@@ -338,7 +338,7 @@ class _Fitting:
         self._writer = writer
         self._specs = {t.name: t for t in plan.tensors}
         self._abscissa = Abscissa.of(plan.steps)
-        self._groups = _row_groups(plan)
+        self._groups = row_groups(plan.source, plan.rows)
         per_tensor = _SAMPLE_BYTES // max(1, len(plan.rows) * 2 * len(plan.tensors))
         self._sample_size = min(max(per_tensor, _MIN_SAMPLE), _MAX_SAMPLE)
 
@@ -389,18 +389,6 @@ class _Fitting:
             array = f"{self._writer.staged_fit(self._plan.name)}/{name}/{encode_name(block.tensor)}"
             data = encode_plain(padded.view(dtype.bits), MAP_COMPRESSOR)
             self._writer.files.write(chunk_key(array, block.index), data)
-
-
-def _row_groups(plan: FitPlan) -> list[list[int]]:
-    """Group the rows as they are read: by rows of chunks in a store, by 16 otherwise."""
-    source = plan.source
-    size = source.record.chunk_steps if isinstance(source, TrajectoryStore) else GROUP_ROWS
-    if not isinstance(source, TrajectoryStore):
-        return [list(plan.rows[lo : lo + size]) for lo in range(0, len(plan.rows), size)]
-    groups: dict[int, list[int]] = {}
-    for row in plan.rows:
-        groups.setdefault(row // size, []).append(row)
-    return list(groups.values())
 
 
 def _add_null(

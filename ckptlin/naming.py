@@ -117,8 +117,12 @@ def matches(name: str, pattern: str) -> bool:
     return pattern in name
 
 
-def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[str]:
+def select(
+    names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[str] = (), *, option: str = "--include"
+) -> list[str]:
     """Select names: all, or those that an include pattern matches, less those that an exclude pattern does.
+
+    ``option`` is what the include patterns are called in messages.
 
     Raises
     ------
@@ -126,14 +130,11 @@ def select(names: Iterable[str], include: Sequence[str] = (), exclude: Sequence[
         If a pattern matches no name (a misspelt pattern would otherwise select in silence).
     """
     names = list(names)
-    for option, patterns in (("--include", include), ("--exclude", exclude)):
+    for called, patterns in ((option, include), ("--exclude", exclude)):
         for pattern in patterns:
             if not any(matches(n, pattern) for n in names):
-                raise SelectionError(
-                    f"{option} {pattern!r} matches none of the {len(names)} tensors, such as {names[0]!r}"
-                    if names
-                    else f"{option} {pattern!r}: there are no tensors to select from"
-                )
+                example = f", such as {names[0]!r}" if names else ""
+                raise SelectionError(f"{called} {pattern!r} matches none of the {len(names)} tensors{example}")
     return [
         n
         for n in names

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from ckptlin.checkpoints import RunTrajectories
 from ckptlin.dtypes import is_fitted
 from ckptlin.errors import InputError, SelectionError
 from ckptlin.naming import is_buffer, select
-from ckptlin.store.store import describe_steps
+from ckptlin.store.layout import MAX_CHUNK_STEPS
+from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.trajectory import TensorSpec, TrajectorySource
 
-__all__ = ["fitted_tensors", "select_rows"]
+__all__ = ["fitted_tensors", "row_groups", "select_rows"]
 
 
 def select_rows(available: Sequence[int], window: str | None) -> tuple[int, ...]:
@@ -92,3 +94,13 @@ def fitted_tensors(
             f"no tensor of {source.location} is left to fit: none of those selected holds weights"
         )
     return fitted
+
+
+def row_groups(source: TrajectoryStore | RunTrajectories, rows: Sequence[int]) -> list[list[int]]:
+    """Group rows as they are read together: by rows of chunks in a store, by 16 otherwise."""
+    if not isinstance(source, TrajectoryStore):
+        return [list(rows[lo : lo + MAX_CHUNK_STEPS]) for lo in range(0, len(rows), MAX_CHUNK_STEPS)]
+    groups: dict[int, list[int]] = {}
+    for row in rows:
+        groups.setdefault(row // source.record.chunk_steps, []).append(row)
+    return list(groups.values())

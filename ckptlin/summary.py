@@ -185,13 +185,9 @@ class GroupSummary:
             share_unchanged=float(count["unchanged"] / count["params"]),
             **figures,
             update_norm=float(np.sqrt(total["update"])),
-            relative_update=float(np.sqrt(total["update"] / total["first"])) if total["first"] else None,
-            variance_explained=float(1 - total["residual"] / total["variation"])
-            if total["variation"]
-            else None,
-            rounding_share=float(min(1.0, total["rounding"] / total["residual"]))
-            if total["residual"]
-            else None,
+            relative_update=relative_square**0.5 if relative_square is not None else None,
+            variance_explained=1 - unexplained if unexplained is not None else None,
+            rounding_share=min(1.0, rounding) if rounding is not None else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

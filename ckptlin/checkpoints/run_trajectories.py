@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ckptlin.checkpoints.consistency import check_consistent
-from ckptlin.checkpoints.run import Run
+from ckptlin.checkpoints.run import Run, SkippedCheckpoint, StepCheckpoint
 from ckptlin.errors import SelectionError
 from ckptlin.trajectory import Block, TensorSpec
 
@@ -46,6 +46,16 @@ class RunTrajectories:
     def steps(self) -> tuple[int, ...]:
         """Training steps in ascending order."""
         return self._run.steps
+
+    @property
+    def checkpoints(self) -> tuple[StepCheckpoint, ...]:
+        """The checkpoints themselves, in the order of `steps`."""
+        return self._run.checkpoints
+
+    @property
+    def skipped(self) -> tuple[SkippedCheckpoint, ...]:
+        """Incomplete checkpoints that were left out on request."""
+        return self._run.skipped
 
     @property
     def tensors(self) -> Mapping[str, TensorSpec]:

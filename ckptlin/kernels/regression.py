@@ -379,7 +379,7 @@ def _finish(
     """Turn a tile's sums into figures; return how many parameters need float64 sums."""
     n = hi - lo
     _solve(abscissa, state, words, at, n, out)
-    unsafe = _total(abscissa[0], element, state, words, at, n, out, counts, sums)
+    unsafe: int = _total(abscissa[0], element, state, words, at, n, out, counts, sums)
     r2, in_paper = out[0, :n], out[4, :n]
     for i in range(n):
         if r2[i] == r2[i]:

@@ -1,0 +1,163 @@
+"""The weighted sum of a block's rows: the one kernel behind every affine prediction.
+
+With Σa_t = 1 the sum is w_r + Σ a_t (w_t − w_r), r the first row with a coefficient other than zero.  It is taken
+in float64 in that form and rounded once: for two rows it is W_0 + α(W_1 − W_0) to the last bit.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from ckptlin.dtypes import TensorDType
+from ckptlin.kernels.widen import TAGS, float32_bits, float32_of_bits, widen
+
+__all__ = ["BlockSum", "RoundedBlock"]
+
+_TILE = 2048
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _add_rows(bits: Any, coefficients: Any, reference: Any, tag: Any, total: Any) -> None:
+    """``total += Σ a_t (w_t − w_r)``; rows with a coefficient of zero are not touched."""
+    num_rows, num_params = bits.shape
+    base = np.empty(_TILE, np.float64)
+    for lo in range(0, num_params, _TILE):
+        hi = min(lo + _TILE, num_params)
+        n = hi - lo
+        origin = reference[lo:hi]
+        for i in range(n):
+            base[i] = widen(origin[i], tag)
+        part = total[lo:hi]
+        for t in range(num_rows):
+            a = coefficients[t]
+            if a != 0.0:
+                row = bits[t, lo:hi]
+                for i in range(n):
+                    part[i] += a * (np.float64(widen(row[i], tag)) - base[i])
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _finish(reference: Any, tag: Any, total: Any) -> None:
+    """``total += w_r``."""
+    for i in range(total.size):
+        total[i] = np.float64(widen(reference[i], tag)) + total[i]
+
+
+@nb.njit(inline="always")  # type: ignore[untyped-decorator]
+def _to_odd(x: Any) -> Any:
+    """Round float64 to float32 towards zero and set the last bit if anything was lost.
+
+    What is then rounded to at most 22 bits of mantissa comes out as if rounded once (Boldo and Melquiond, 2008).
+    """
+    nearest = np.float32(x)
+    bits = float32_bits(nearest)
+    if np.float64(nearest) != x and x == x:
+        if abs(np.float64(nearest)) > abs(x):
+            bits -= np.uint32(1)
+        bits |= np.uint32(1)
+    return bits
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _round_to_odd(values: Any, out: Any) -> None:
+    for i in range(values.size):
+        out[i] = float32_of_bits(_to_odd(values[i]))
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _round_to_bfloat16(values: Any, out: Any) -> None:
+    for i in range(values.size):
+        bits = _to_odd(values[i])
+        half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        out[i] = np.uint16((bits + half) >> np.uint32(16))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedBlock:
+    """A predicted block.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        ``(num_params,)`` of the output dtype.
+    num_lost : int
+        Parameters that were predicted to differ from the last checkpoint, and do not after rounding.
+    num_overflowed : int
+        Parameters whose prediction is finite and beyond the range of the output dtype.
+    """
+
+    values: np.ndarray[Any, Any]
+    num_lost: int
+    num_overflowed: int
+
+
+class BlockSum:
+    """The weighted sum of one block, fed with groups of rows.
+
+    Parameters
+    ----------
+    dtype : TensorDType
+        bfloat16, float16, float32 or float64.
+    reference : numpy.ndarray
+        ``(num_params,)`` bits of the first row whose coefficient is not zero.
+
+    Notes
+    -----
+    The accumulator is float64: 8 bytes a parameter.
+    """
+
+    def __init__(self, dtype: TensorDType, reference: np.ndarray[Any, Any]) -> None:
+        self._tag = TAGS[dtype.zarr]
+        self._dtype = dtype
+        self._reference = reference
+        self._total = np.zeros(reference.size, np.float64)
+
+    def add(self, bits: np.ndarray[Any, Any], coefficients: np.ndarray[Any, Any]) -> None:
+        """Add rows, ``(num_rows, num_params)`` bits, with their coefficients, ``(num_rows,) float64``."""
+        _add_rows(bits, coefficients, self._reference, self._tag, self._total)
+
+    def finish(
+        self, last: np.ndarray[Any, Any], keep: np.ndarray[Any, Any] | None, dtype: TensorDType
+    ) -> RoundedBlock:
+        """Round the sum to a dtype.
+
+        Parameters
+        ----------
+        last : numpy.ndarray
+            ``(num_params,)`` bits of the last checkpoint.
+        keep : numpy.ndarray or None
+            ``(num_params,) bool``: parameters that take the last checkpoint's value instead.
+        dtype : TensorDType
+            Of the result.
+        """
+        _finish(self._reference, self._tag, self._total)
+        total = self._total
+        last_values = last.view(self._dtype.numpy)
+        values = _round(total, dtype)
+        as_last = last_values if dtype == self._dtype else last_values.astype(dtype.numpy)
+        overflowed = np.isfinite(total) & ~np.isfinite(values)
+        same = values == as_last
+        lost = same & (total != last_values.astype(np.float64))
+        if keep is not None:
+            values[keep] = as_last[keep]
+            lost &= ~keep
+            overflowed &= ~keep
+        return RoundedBlock(values, int(lost.sum()), int(overflowed.sum()))
+
+
+def _round(total: np.ndarray[Any, Any], dtype: TensorDType) -> np.ndarray[Any, Any]:
+    """Round float64 once to a dtype."""
+    if dtype.zarr == "float64":
+        return total.copy()
+    with np.errstate(over="ignore"):
+        if dtype.zarr == "float32":
+            return total.astype(np.float32)
+        if dtype.zarr == "bfloat16":
+            bits = np.empty(total.size, np.uint16)
+            _round_to_bfloat16(total, bits)
+            return bits.view(dtype.numpy)
+        odd = np.empty(total.size, np.float32)
+        _round_to_odd(total, odd)
+        return odd.astype(dtype.numpy)
