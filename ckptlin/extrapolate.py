@@ -184,6 +184,7 @@ def plan_extrapolation(
         select(source.tensors, keep, option="--keep")
     used = [i for i, a in enumerate(coefficients) if a != 0.0]
     exact = len(used) == 1 and not patterns and output_dtype is None and min_r2 is None
+    rows: tuple[int, ...]
     if exact:
         rows, chosen = (window[used[0]],), np.ones(1)
     else:
@@ -210,10 +211,7 @@ def plan_extrapolation(
         memory=MemoryPlan.within(
             default_budget() if memory_bytes is None else memory_bytes,
             "extrapolate",
-            max(
-                (_block_bytes(source, t, len(rows), min_r2 is not None) for t in source.tensors.values()),
-                default=1,
-            ),
+            _widest_block(source, len(rows), min_r2 is not None),
             num_workers or available_workers(),
         ),
         warnings=_warnings(observed, target),
@@ -376,8 +374,8 @@ class _Prediction:
                 )
             dtype = (plan.dtype or spec.dtype).zarr
             raise NonFiniteError(
-                f"the prediction of tensor `{spec.name}` for step {plan.target} has {result.num_overflowed} values "
-                f"beyond the range of {dtype}; choose a nearer step, or --dtype float32"
+                f"the prediction of tensor `{spec.name}` for step {plan.target} has {result.num_overflowed} "
+                f"values beyond the range of {dtype}; choose a nearer step, or --dtype float32"
             )
         self._counts.append((result.num_lost, gated))
         return result.values
@@ -419,9 +417,8 @@ def _between(
     steps = [source.steps[row] for row in window]
     for option, step in (("--from", first), ("--to", last)):
         if step is not None and step not in steps:
-            raise SelectionError(
-                f"{option} {step} does not exist; {source.location} has {describe_steps(steps)}"
-            )
+            there = describe_steps(steps)
+            raise SelectionError(f"{option} {step} does not exist; {source.location} has {there}")
     first = steps[0] if first is None else first
     last = steps[-1] if last is None else last
     if first >= last:
@@ -449,13 +446,16 @@ def _rules(source: TrajectoryStore | RunTrajectories, patterns: Sequence[str], e
     return rules
 
 
-def _block_bytes(
-    source: TrajectoryStore | RunTrajectories, spec: TensorSpec, num_rows: int, gated: bool
-) -> int:
-    num_params = max((block.num_params for block in source.blocks(spec.name)), default=0)
+def _widest_block(source: TrajectoryStore | RunTrajectories, num_rows: int, gated: bool) -> int:
+    """Bytes that the largest block takes while it is predicted."""
+    widest = 1
     size = source.record.chunk_steps * 2 if isinstance(source, TrajectoryStore) else min(num_rows, 16)
-    state = 7 * 8 + 7 * spec.dtype.itemsize if gated else 0
-    return num_params * (size * spec.dtype.itemsize + 8 + 4 * spec.dtype.itemsize + 16 + state)
+    for spec in source.tensors.values():
+        num_params = max((block.num_params for block in source.blocks(spec.name)), default=0)
+        state = 7 * 8 + 7 * spec.dtype.itemsize if gated else 0
+        per_param = (size + 4) * spec.dtype.itemsize + 8 + 16 + state
+        widest = max(widest, num_params * per_param)
+    return widest
 
 
 def _plan_files(
@@ -493,7 +493,7 @@ def _warnings(observed: np.ndarray[Any, Any], target: int) -> tuple[str, ...]:
     if reach <= _FAR:
         return ()
     return (
-        f"step {target} lies {reach:.1f} times the observed span ({first:.0f} to {last:.0f}) away from its far end; "
-        f"beyond {_FAR:.0f} times, weights extrapolated in a straight line have been seen to fail "
-        "(arXiv 2601.04537: 600 to 1600 fell back to .30 on AIME24), so evaluate this checkpoint before you use it",
+        f"step {target} reaches {reach:.1f} times the observed span ({first:.0f} to {last:.0f}); beyond "
+        f"{_FAR:.0f} times, straight lines have been seen to fail (arXiv 2601.04537: 600 to 1600 fell back "
+        "to .30 on AIME24), so evaluate this checkpoint before you use it",
     )

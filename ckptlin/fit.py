@@ -319,12 +319,12 @@ def _run(plan: FitPlan, writer: StoreWriter | None, seed: int, progress: Progres
             tally.histogram += block_fit.histogram
             samples[tensor].append(sample)
     del results
-    with progress.phase("null", len(plan.tensors)) as advance:
+    with progress.phase("null", sum(part.nbytes for parts in samples.values() for part in parts)) as advance:
 
         def walk(spec: TensorSpec) -> None:
             sample = np.concatenate(samples.pop(spec.name), axis=1).view(spec.dtype.numpy)
             _add_null(tallies[spec.name], spec.dtype, sample, plan.steps, seed)
-            advance(1)
+            advance(sample.nbytes)
 
         run_tasks(walk, plan.tensors, num_workers=plan.memory.num_workers)
     return FitSummary(plan.steps, tuple(tallies), tuple(tallies.values()))

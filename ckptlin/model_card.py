@@ -55,7 +55,10 @@ def model_card(record: Mapping[str, Any], warnings: Sequence[str]) -> str:
     lost = record["params_unchanged_by_rounding"]
     rules = record["tensors"]
     kept = [name for name, rule in rules.items() if rule == "keep"]
-    window = record["window"]
+    used = [step for step, a in zip(record["steps"], record["coefficients"], strict=True) if a != 0.0]
+    checkpoints = (
+        f"{len(used)} checkpoints at steps {used[0]} to {used[-1]}" if len(used) > 1 else f"step {used[0]}"
+    )
     lines = [
         "---",
         "library_name: transformers",
@@ -67,7 +70,7 @@ def model_card(record: Mapping[str, Any], warnings: Sequence[str]) -> str:
         f"# Step {record['step']}, extrapolated",
         "",
         f"These weights were not trained. {record['created_by']} predicted them for step {record['step']} from "
-        f"{len(window)} checkpoints at steps {window[0]} to {window[-1]} of `{record['source']}`, by "
+        f"{checkpoints} of `{record['source']}`, by "
         f"`{record['method']}`: {get_method(record['method']).description}.",
         "",
         "| | |",

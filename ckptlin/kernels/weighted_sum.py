@@ -1,7 +1,7 @@
 """The weighted sum of a block's rows: the one kernel behind every affine prediction.
 
-With Σa_t = 1 the sum is w_r + Σ a_t (w_t − w_r), r the first row with a coefficient other than zero.  It is taken
-in float64 in that form and rounded once: for two rows it is W_0 + α(W_1 − W_0) to the last bit.
+With Σa_t = 1 the sum is w_r + Σ a_t (w_t − w_r), r the first row with a coefficient other than zero.  It is
+taken in float64 in that form and rounded once: for two rows it is W_0 + α(W_1 − W_0) to the last bit.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def _finish(reference: Any, tag: Any, total: Any) -> None:
 def _to_odd(x: Any) -> Any:
     """Round float64 to float32 towards zero and set the last bit if anything was lost.
 
-    What is then rounded to at most 22 bits of mantissa comes out as if rounded once (Boldo and Melquiond, 2008).
+    Rounded further, to at most 22 bits, it comes out as if rounded once (Boldo and Melquiond, 2008).
     """
     nearest = np.float32(x)
     bits = float32_bits(nearest)

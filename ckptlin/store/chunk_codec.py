@@ -58,7 +58,8 @@ def encode_plain(bits: np.ndarray[Any, Any], compressor: Compressor) -> bytes:
     """Compress C-contiguous bits of any shape and append the checksum."""
     shuffle = {"bitshuffle": blosc.BITSHUFFLE, "noshuffle": blosc.NOSHUFFLE}[compressor.shuffle]
     body: bytes = blosc.compress(bits.reshape(-1), compressor.cname.encode(), compressor.clevel, shuffle, 0)
-    return body + google_crc32c.value(body).to_bytes(_CRC_BYTES, "little")
+    checksum: int = google_crc32c.value(body)
+    return body + checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def encode_chunk(bits: np.ndarray[Any, Any], dtype: TensorDType, compressor: Compressor) -> bytes:
@@ -85,11 +86,14 @@ def decode_plain(data: bytes, out: np.ndarray[Any, Any], what: str) -> None:
     body = array[:-_CRC_BYTES]
     checksum = int.from_bytes(data[-_CRC_BYTES:], "little")
     if len(data) < _BLOSC_HEADER_BYTES + _CRC_BYTES or google_crc32c.value(body) != checksum:
-        raise CorruptChunkError(f"{what} is corrupted: its crc32c checksum does not match")
+        raise CorruptChunkError(
+            f"{what} is corrupted: its crc32c checksum does not match; restore the file, or ingest the run into a "
+            "new store"
+        )
     num_bytes = int.from_bytes(data[4:8], "little")
     if num_bytes != out.nbytes:
         raise CorruptChunkError(f"{what} holds {num_bytes} bytes where {out.nbytes} were expected")
-    blosc.decompress(body, out)
+    blosc.decompress(body, out.view(np.uint8))
 
 
 def decode_chunk(data: bytes, dtype: TensorDType, out: np.ndarray[Any, Any], what: str) -> None:

@@ -69,12 +69,18 @@ class StoreFiles:
         except OSError as error:
             partial.unlink(missing_ok=True)
             if is_disk_full(error):
-                raise DiskFullError(
-                    f"the disk is full: {target} ({len(data)} bytes) could not be written; free some space on "
-                    f"the file system of {self.root} and run the command again"
-                ) from error
+                raise self._disk_full(key, data) from error
             raise
         self._touched.add(target.parent)
+
+    def append(self, fd: int, data: bytes, key: str) -> None:
+        """Append a line to an open file in one call; DiskFullError if the disk is full."""
+        try:
+            os.write(fd, data)
+        except OSError as error:
+            if is_disk_full(error):
+                raise self._disk_full(key, data) from error
+            raise
 
     def remove(self, key: str) -> None:
         """Remove a file if it is there."""
@@ -109,6 +115,12 @@ class StoreFiles:
     def sweep(self) -> None:
         """Remove what an interrupted writer left half-written."""
         self.remove_tree(PARTIAL_DIR)
+
+    def _disk_full(self, key: str, data: bytes) -> DiskFullError:
+        return DiskFullError(
+            f"the disk is full: {self.root / key} ({len(data)} bytes) could not be written; free some space on "
+            f"the file system of {self.root} and run the command again"
+        )
 
     def _make(self, directory: Path) -> None:
         if directory not in self._made:

@@ -182,7 +182,7 @@ class StoreRecord:
         }
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any], location: str) -> "StoreRecord":
+    def from_document(cls, document: Any, location: str) -> "StoreRecord":
         """Read the record from the root ``zarr.json``.
 
         Raises
@@ -192,10 +192,11 @@ class StoreRecord:
         StoreVersionError
             If it was written in a newer format.
         """
-        attributes = document.get("attributes", {}).get("ckptlin")
+        found = document.get("attributes") if isinstance(document, dict) else None
+        attributes = found.get("ckptlin") if isinstance(found, dict) else None
         if not isinstance(attributes, dict) or "format_version" not in attributes:
             raise NotAStoreError(
-                f"{location} is a zarr group, but not a trajectory store made by `ckptlin ingest`"
+                f"{location} has a zarr.json, but is not a trajectory store made by `ckptlin ingest`"
             )
         version = attributes["format_version"]
         if version > FORMAT_VERSION:

@@ -51,14 +51,14 @@ class StepDelta(ArrayArrayCodec):
         return replace(chunk_spec, dtype=get_data_type_from_native_dtype(bits), fill_value=bits.type(0))
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> NDBuffer | None:
-        values = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
+        values: Any = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
         bits = values.view(bits_dtype(values.dtype))
         delta_encode(bits.reshape(bits.shape[0], -1), order_kind(values.dtype))
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(bits)
 
     async def _decode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> NDBuffer:
         dtype = chunk_spec.dtype.to_native_dtype()
-        bits = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
+        bits: Any = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
         delta_decode(bits.reshape(bits.shape[0], -1), order_kind(dtype))
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(bits.view(dtype))
 

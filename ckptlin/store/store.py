@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from ckptlin.dtypes import from_zarr
-from ckptlin.errors import CorruptChunkError, NotAStoreError, SelectionError, StaleFitError
+from ckptlin.errors import CorruptChunkError, NotAStoreError, SelectionError, StaleFitError, StoreError
 from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import decode_chunk, decode_plain
 from ckptlin.store.files import StoreFiles
@@ -55,6 +55,7 @@ class TrajectoryStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.files = StoreFiles(self.path)
+        self._inode = _inode(self.path)
         document = self.files.read(ROOT_KEY) if self.path.is_dir() else None
         if document is None:
             raise NotAStoreError(
@@ -129,12 +130,12 @@ class TrajectoryStore:
         """
         spec = self.tensors[block.tensor]
         key = block_key(block, chunk_row)
-        data = self.files.read(key)
+        data = self._read_key(key)
         steps = self.steps_of_row(chunk_row)
         if data is None:
             raise CorruptChunkError(
                 f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} is missing: {self.path / key}; "
-                "ingest the run again with --replace, or restore the file"
+                "restore the file, or ingest the run into a new store"
             )
         out = np.empty((self.record.chunk_steps, self.chunk_params(block.tensor)), spec.dtype.bits)
         what = f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} ({self.path / key})"
@@ -246,10 +247,17 @@ class TrajectoryStore:
         return sum(size for _, size in self.files.list_below("weights"))
 
     def _read_plain(self, key: str, out: np.ndarray[Any, Any]) -> None:
-        data = self.files.read(key)
+        data = self._read_key(key)
         if data is None:
             raise CorruptChunkError(f"{self.path / key} is missing")
         decode_plain(data, out, str(self.path / key))
+
+    def _read_key(self, key: str) -> bytes | None:
+        data = self.files.read(key)
+        # Rows of a store that was rebuilt may be those of other steps.
+        if _inode(self.path) != self._inode:
+            raise StoreError(f"{self.location} was replaced while it was being read; run this again")
+        return data
 
 
 def describe_steps(steps: Sequence[int]) -> str:
@@ -267,6 +275,13 @@ def describe_steps(steps: Sequence[int]) -> str:
 
 def _span(steps: Sequence[int]) -> str:
     return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _what_is_there(path: Path) -> str:

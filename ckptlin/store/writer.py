@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from ckptlin.atomic import exchange, replace_directory, sync_directory
-from ckptlin.errors import NotAStoreError
+from ckptlin.errors import NotAStoreError, StoreLockedError
 from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import encode_plain
 from ckptlin.store.files import StoreFiles
@@ -49,7 +49,7 @@ class StoreWriter:
     Parameters
     ----------
     path : Path
-        Final name of the store.
+        Final name of the store.  If it is a link, the directory that it points to is meant.
     fresh : bool
         Build a new store, which takes the place of whatever store is there when it commits; otherwise
         append to the store that is there.
@@ -61,40 +61,56 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
-        self.path = path
+        self.location = str(path)
+        self.path = Path(os.path.realpath(path))
         self.fresh = fresh
-        self.root = path.with_name(f".{path.name}.ingesting") if fresh else path
+        self._beside = self.path.with_name(f".{self.path.name}.ingesting")
+        self.root = self._beside if fresh else self.path
         self.files = StoreFiles(self.root)
         self._exit = ExitStack()
         self._journal_fd: int | None = None
 
     def __enter__(self) -> Self:
-        if self.path.exists() and (self.path / ROOT_KEY).exists():
-            self._exit.enter_context(writer_lock(self.path, str(self.path)))
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise NotAStoreError(
-                f"{self.path} is a directory with other content; give a new path for the store"
-            )
-        elif self.path.exists() and not self.path.is_dir():
-            raise NotAStoreError(f"{self.path} is a file; give a new path for the store")
-        if self.fresh:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._exit.enter_context(writer_lock(self.root, str(self.path)))
-        else:
-            self._repair()
-        self.files.sweep()
+        with ExitStack() as stack:
+            if (self.path / ROOT_KEY).exists():
+                stack.enter_context(writer_lock(self.path, self.location))
+            elif self.path.is_dir() and any(self.path.iterdir()):
+                raise NotAStoreError(
+                    f"{self.location} is a directory with other content; give a new path for the store"
+                )
+            elif self.path.exists() and not self.path.is_dir():
+                raise NotAStoreError(f"{self.location} is a file; give a new path for the store")
+            if self.fresh:
+                self.root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(writer_lock(self.root, self.location))
+            else:
+                self._repair()
+            self.files.sweep()
+            self._exit = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_journal()
-        # After a kill or Ctrl-C what is finished stays for the next run to go on with.
-        if kind is not None and issubclass(kind, Exception):
-            self.abandon()
-            if self.fresh:
-                shutil.rmtree(self.root)
-        self._exit.close()
+        with self._exit:
+            self._close_journal()
+            # After a kill or Ctrl-C what is finished stays for the next run to go on with.
+            if kind is not None and issubclass(kind, Exception):
+                self.abandon()
+                if self.fresh:
+                    shutil.rmtree(self.root)
+
+    def check_follows(self, num_commits: int) -> None:
+        """Check that the store is as it was after ``num_commits`` commits, 0 for none yet.
+
+        Raises
+        ------
+        StoreLockedError
+            If another process has committed since: what was planned before the lock was held would undo that.
+        """
+        found = self._committed().commit if (self.path / ROOT_KEY).exists() else 0
+        if found != num_commits:
+            raise StoreLockedError(f"another process has meanwhile written to {self.location}; run this again")
 
     def begin(self, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Start writing chunks, or go on where a killed writer with the same identity stopped.
@@ -112,17 +128,17 @@ class StoreWriter:
             done = self._still_there(lines[1:])
         else:
             self.abandon()
+        is_new = not journal.exists()
         self._journal_fd = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         # A line that the killed writer had begun must not swallow the next one.
-        os.write(self._journal_fd, ("\n" if done else f"{text}\n").encode())
+        self._note(text if is_new else "")
         return done
 
     def write_chunk(self, key: str, data: bytes, note: Mapping[str, Any]) -> None:
         """Write a chunk and note it in the journal.  Thread-safe for distinct keys."""
         self.files.write(key, data)
         entry = {"key": key, "bytes": len(data), "tail": data[-4:].hex(), **note}
-        assert self._journal_fd is not None  # noqa: S101 (a call before `begin` is our own mistake)
-        os.write(self._journal_fd, (json.dumps(entry) + "\n").encode())
+        self._note(json.dumps(entry))
 
     def write_blob(self, digest: str, data: bytes) -> None:
         """Keep a file under its hash."""
@@ -140,19 +156,21 @@ class StoreWriter:
 
     def commit(self, record: StoreRecord) -> TrajectoryStore:
         """Write all metadata, the root last, and make the store visible under its name."""
+        self.check_follows(record.commit - 1)
         self.write_steps("weights", record.steps)
         nodes = nodes_of(record)
         for path in sorted(nodes):
             if not path.startswith("fits/"):
                 self._write_if_other(f"{path}/zarr.json", dump(nodes[path]))
         self._commit_root(record)
-        self._settle()
         if self.fresh:
             self._take_name()
-        return TrajectoryStore(self.path)
+        self._settle()
+        return TrajectoryStore(self.location)
 
     def commit_fit(self, record: StoreRecord, name: str) -> TrajectoryStore:
         """Commit a fit whose arrays were written below `staged_fit`."""
+        self.check_follows(record.commit - 1)
         staged = self.staged_fit(name)
         for path, node in fit_nodes(record, name).items():
             self.files.write(f"{staged}/{path}/zarr.json" if path else f"{staged}/zarr.json", dump(node))
@@ -164,7 +182,7 @@ class StoreWriter:
             new.rename(old)
         elif not exchange(new, old):
             # No exchange on this file system: the old fit is taken out of the record before it goes.
-            current = TrajectoryStore(self.path).record
+            current = self._committed()
             others = {n: fit for n, fit in current.fits.items() if n != name}
             self._commit_root(replace(current, fits=others))
             self.files.remove_tree(fit_prefix(name))
@@ -173,7 +191,7 @@ class StoreWriter:
         sync_directory(new.parent)
         self._commit_root(record)
         self._settle(STAGED_FITS)
-        return TrajectoryStore(self.path)
+        return TrajectoryStore(self.location)
 
     def staged_fit(self, name: str) -> str:
         """Return where a fit's arrays are written before it commits."""
@@ -189,9 +207,9 @@ class StoreWriter:
                 elif entry.name != LOCK_FILE:
                     entry.unlink()
             return
-        committed = TrajectoryStore(self.path)
-        rows = -(-len(committed.steps) // committed.record.chunk_steps)
-        for spec in committed.record.tensors:
+        committed = self._committed()
+        rows = -(-len(committed.steps) // committed.chunk_steps)
+        for spec in committed.tensors:
             chunks = self.root / f"weights/{encode_name(spec.name)}/c"
             for entry in chunks.iterdir() if chunks.is_dir() else ():
                 if entry.name.isdigit() and int(entry.name) >= rows:
@@ -199,20 +217,30 @@ class StoreWriter:
                         self.files.remove_tree(entry.relative_to(self.root).as_posix())
                     else:
                         entry.unlink()
+        self._restore(committed)
         self._settle(STAGED_FITS)
 
     def _repair(self) -> None:
         """Undo what a writer that died between its chunks and its commit may have left."""
-        record = TrajectoryStore(self.path).record
+        record = self._committed()
         if (self.root / JOURNAL).exists():
-            for path, node in nodes_of(record).items():
-                if not path.startswith("fits/"):
-                    self._write_if_other(f"{path}/zarr.json", dump(node))
+            self._restore(record)
+        if (self._beside / ROOT_KEY).exists() and not (self._beside / JOURNAL).exists():
+            shutil.rmtree(self._beside)  # the former store, whose writer died before it had removed it
         for name, fit in record.fits.items():
             staged, committed = self.staged_fit(name), fit_prefix(name)
             if self._fit_id(committed) != fit.id and self._fit_id(staged) == fit.id:
                 exchange(self.root / staged, self.root / committed)
         self.files.remove_tree(STAGED_FITS)
+
+    def _restore(self, record: StoreRecord) -> None:
+        """Take back the metadata and the files of an append that was not committed."""
+        for path, node in nodes_of(record).items():
+            if not path.startswith("fits/"):
+                self._write_if_other(f"{path}/zarr.json", dump(node))
+        for entry in (self.root / "files").iterdir():
+            if entry.is_dir() and entry.name not in record.blobs:
+                self.files.remove_tree(f"files/{entry.name}")
 
     def _fit_id(self, prefix: str) -> str | None:
         data = self.files.read(f"{prefix}/{ROOT_KEY}")
@@ -231,6 +259,9 @@ class StoreWriter:
                 done[key] = entry
         return done
 
+    def _committed(self) -> StoreRecord:
+        return TrajectoryStore(self.path).record
+
     def _write_if_other(self, key: str, data: bytes) -> None:
         if self.files.read(key) != data:
             self.files.write(key, data)
@@ -248,12 +279,20 @@ class StoreWriter:
         self.files.remove(JOURNAL)
 
     def _take_name(self) -> None:
-        """Give a new store its final name."""
+        """Give a new store its final name; its journal goes last, so that only a former store has none."""
         if (self.path / ROOT_KEY).exists():
             replace_directory(self.root, self.path)
         else:
             self.root.rename(self.path)  # also onto an empty directory
             sync_directory(self.path.parent)
+        self.fresh = False
+        self.root = self.path
+        self.files = StoreFiles(self.path)
+
+    def _note(self, line: str) -> None:
+        if self._journal_fd is None:
+            raise ValueError("the journal is closed: chunks are written between `begin` and `commit`")
+        self.files.append(self._journal_fd, f"{line}\n".encode(), JOURNAL)
 
     def _close_journal(self) -> None:
         if self._journal_fd is not None:

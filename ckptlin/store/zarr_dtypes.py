@@ -5,7 +5,7 @@ of ours can be read there too.  They are found by zarr through entry points; not
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -35,7 +35,7 @@ class _MLFloat(ZDType[Any, Any], HasEndianness, HasItemSize):
         raise DataTypeValidationError(f"{dtype} is not {cls._zarr_v3_name}")
 
     @classmethod
-    def _check_native_dtype(cls, dtype: Any) -> bool:
+    def _check_native_dtype(cls, dtype: Any) -> TypeGuard[Any]:
         return bool(dtype == np.dtype(cls._scalar))
 
     def to_native_dtype(self) -> np.dtype[Any]:
@@ -58,7 +58,7 @@ class _MLFloat(ZDType[Any, Any], HasEndianness, HasItemSize):
             return self._zarr_v3_name
         raise DataTypeValidationError(f"zarr v2 has no {self._zarr_v3_name}")
 
-    def _check_scalar(self, data: object) -> bool:  # type: ignore[override]
+    def _check_scalar(self, data: object) -> bool:
         return isinstance(data, (int, float, np.integer, np.floating, self._scalar))
 
     def cast_scalar(self, data: object) -> Any:

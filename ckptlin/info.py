@@ -1,0 +1,103 @@
+"""What a store holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ckptlin.fit import plan_fit
+from ckptlin.selection import fitted_tensors
+from ckptlin.store.store import TrajectoryStore
+
+__all__ = ["StoreInfo", "info"]
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store holds.
+
+    Attributes
+    ----------
+    raw_bytes, stored_bytes : int
+        Weights as they lie in the checkpoints, and as they lie in the store.
+    dtypes : dict of str to int
+        Parameters of each element type.
+    fits : list of dict
+        Name, steps, maps of each fit; ``state`` is ``current``, ``partial`` (steps were added since) or
+        ``stale`` (its checkpoints were replaced).
+    fit_memory_bytes : int or None
+        Projected peak of a fit with all processors; None with fewer than two steps.
+    """
+
+    location: str
+    created_by: str
+    commit: int
+    steps: tuple[int, ...]
+    sources: tuple[str, ...]
+    num_tensors: int
+    num_params: int
+    num_fitted: int
+    dtypes: dict[str, int]
+    raw_bytes: int
+    stored_bytes: int
+    chunk_steps: int
+    codec: str
+    tied: dict[str, str]
+    architectures: tuple[str, ...]
+    files: tuple[str, ...]
+    fits: tuple[dict[str, Any], ...]
+    fit_memory_bytes: int | None
+    fit_bytes_in: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as plain data."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()
+        }
+
+
+def info(store: TrajectoryStore) -> StoreInfo:
+    """Gather what `ckptlin info` shows; reads no weights."""
+    record = store.record
+    specs = store.tensors.values()
+    dtypes: dict[str, int] = {}
+    for spec in specs:
+        dtypes[spec.dtype.zarr] = dtypes.get(spec.dtype.zarr, 0) + spec.num_params
+    plan = plan_fit(store, memory_bytes=1 << 60) if len(store.steps) > 1 else None
+    return StoreInfo(
+        location=store.location,
+        created_by=record.created_by,
+        commit=record.commit,
+        steps=store.steps,
+        sources=tuple(c.source for c in store.checkpoints),
+        num_tensors=len(store.tensors),
+        num_params=sum(t.num_params for t in specs),
+        num_fitted=sum(t.num_params for t in fitted_tensors(store)),
+        dtypes=dtypes,
+        raw_bytes=sum(t.num_bytes for t in specs) * len(store.steps),
+        stored_bytes=store.num_stored_bytes(),
+        chunk_steps=record.chunk_steps,
+        codec=record.compressor.cname,
+        tied=dict(store.tied),
+        architectures=tuple((record.config or {}).get("architectures") or ()),
+        files=tuple(store.checkpoints[-1].sidecars),
+        fits=tuple(_describe_fit(store, name) for name in record.fits),
+        fit_memory_bytes=plan.memory.peak_bytes if plan else None,
+        fit_bytes_in=plan.bytes_in if plan else None,
+    )
+
+
+def _describe_fit(store: TrajectoryStore, name: str) -> dict[str, Any]:
+    fit = store.record.fits[name]
+    current = {c.step: c.fingerprint for c in store.checkpoints}
+    if any(current.get(s) != f for s, f in zip(fit.steps, fit.fingerprints, strict=True)):
+        state = "stale"
+    else:
+        state = "partial" if store.steps[-1] > fit.steps[-1] else "current"
+    return {
+        "name": name,
+        "steps": list(fit.steps),
+        "tensors": len(fit.tensors),
+        "maps": dict(fit.maps),
+        "commit": fit.commit,
+        "created_by": fit.created_by,
+        "state": state,
+    }

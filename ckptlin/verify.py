@@ -1,0 +1,150 @@
+"""Check every byte of a store."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ckptlin.errors import CorruptChunkError, StaleFitError
+from ckptlin.execution import available_workers, batches, run_tasks
+from ckptlin.fit import read_summary
+from ckptlin.ingest_plan import checksum, digest, fingerprint
+from ckptlin.memory import MemoryPlan, default_budget
+from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.store.store import TrajectoryStore
+from ckptlin.trajectory import Block
+
+__all__ = ["VerifyResult", "verify"]
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was checked, and what is wrong.
+
+    Attributes
+    ----------
+    num_chunks : int
+        Chunks that were read, decoded and checked.
+    raw_bytes : int
+        Bytes that they decode to.
+    problems : tuple of str
+        One sentence each; empty if all is well.
+    """
+
+    num_chunks: int
+    raw_bytes: int
+    problems: tuple[str, ...]
+    elapsed_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return {
+            "ok": not self.problems,
+            "chunks": self.num_chunks,
+            "raw_bytes": self.raw_bytes,
+            "problems": list(self.problems),
+            "elapsed_s": self.elapsed_s,
+        }
+
+
+def verify(
+    store: TrajectoryStore,
+    *,
+    memory_bytes: int | None = None,
+    num_workers: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> VerifyResult:
+    """Decode every chunk, and compare every checkpoint with the fingerprint taken when it was read.
+
+    That the fingerprints agree shows that the store gives back the very bits that were ingested, not only that
+    its files are as they were written.
+    """
+    started = time.perf_counter()
+    num_rows = -(-len(store.steps) // store.record.chunk_steps)
+    widest = max((store.chunk_params(t.name) * t.dtype.itemsize for t in store.tensors.values()), default=1)
+    memory = MemoryPlan.within(
+        default_budget() if memory_bytes is None else memory_bytes,
+        "verify",
+        2 * store.record.chunk_steps * widest,
+        num_workers or available_workers(),
+    )
+    blocks = [block for name in store.tensors for block in store.blocks(name)]
+    tasks = [(row, batch) for row in range(num_rows) for batch in batches(blocks)]
+    total = sum(t.num_bytes for t in store.tensors.values()) * len(store.steps)
+    problems: list[str] = []
+    checksums: dict[tuple[str, int, int], int] = {}
+    with progress.phase("verify", total) as advance:
+
+        def work(task: tuple[int, tuple[Block, ...]]) -> None:
+            chunk_row, batch = task
+            steps = store.steps_of_row(chunk_row)
+            for block in batch:
+                try:
+                    bits = store.read_chunk(block, chunk_row)
+                except CorruptChunkError as error:
+                    problems.append(str(error))
+                    continue
+                for step, row in zip(steps, bits, strict=False):
+                    part = np.ascontiguousarray(row[: block.num_params])
+                    checksums[block.tensor, block.start, step] = checksum(part)
+                    advance(part.nbytes)
+
+        run_tasks(work, tasks, num_workers=memory.num_workers)
+    if not problems:
+        problems += _compare_fingerprints(store, checksums)
+    num_fit_chunks, fit_problems = _check_fits(store)
+    problems += _check_files(store) + fit_problems
+    num_chunks = len(blocks) * num_rows + num_fit_chunks + len(store.record.blobs)
+    return VerifyResult(num_chunks, total, tuple(problems), time.perf_counter() - started)
+
+
+def _compare_fingerprints(store: TrajectoryStore, checksums: dict[tuple[str, int, int], int]) -> list[str]:
+    problems = []
+    for checkpoint in store.checkpoints:
+        found = {
+            name: [checksums[name, block.start, checkpoint.step] for block in store.blocks(name)]
+            for name in store.tensors
+        }
+        if fingerprint(store.tensors.values(), found) != checkpoint.fingerprint:
+            problems.append(
+                f"step {checkpoint.step} of {store.location} does not have the content that was ingested from "
+                f"{checkpoint.source}"
+            )
+    return problems
+
+
+def _check_files(store: TrajectoryStore) -> list[str]:
+    problems = []
+    for name in store.record.blobs:
+        try:
+            if digest(store.read_blob(name)) != name:
+                problems.append(f"the file kept under files/{name} does not have the content of that hash")
+        except CorruptChunkError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_fits(store: TrajectoryStore) -> tuple[int, list[str]]:
+    num_chunks = 0
+    problems: list[str] = []
+    for name, fit in store.record.fits.items():
+        try:
+            read_summary(store, name)
+        except StaleFitError:
+            continue
+        except CorruptChunkError as error:
+            problems.append(str(error))
+        for map_name in fit.maps:
+            for block in _blocks(store, fit.tensors):
+                num_chunks += 1
+                try:
+                    store.read_map(name, map_name, block)
+                except CorruptChunkError as error:
+                    problems.append(str(error))
+    return num_chunks, problems
+
+
+def _blocks(store: TrajectoryStore, tensors: Sequence[str]) -> list[Block]:
+    return [block for tensor in tensors for block in store.blocks(tensor)]

@@ -1,0 +1,138 @@
+"""``ckptlin extrapolate``."""
+
+from typing import Any
+
+import click
+
+from ckptlin.memory import format_bytes
+from ckptlin_cli.options import (
+    SIZE,
+    json_option,
+    memory_options,
+    print_json,
+    quiet_option,
+    source_options,
+    steps_option,
+)
+from ckptlin_cli.options import command as make_command
+from ckptlin_cli.progress import progress_bars
+from ckptlin_cli.tables import echo_pairs, percent
+
+__all__ = ["command"]
+
+
+@make_command(
+    "extrapolate",
+    examples=[
+        "ckptlin extrapolate ./run.store --step 2000 --out ./step-2000",
+        "ckptlin extrapolate 300=./a 600=./b --step 900 --method two-point --out ./step-900",
+    ],
+)
+@click.argument("source", nargs=-1, required=True, metavar="STORE|RUN|STEP=PATH...")
+@click.option("--step", "target", type=int, required=True, help="Step to predict.")
+@click.option("--out", "out_dir", type=click.Path(), required=True, help="Directory of the checkpoint.")
+@click.option("--method", default="ols", show_default=True, help="See `ckptlin methods`.")
+@steps_option
+@click.option("--from", "from_step", type=int, metavar="STEP", help="First checkpoint of two-point.")
+@click.option("--to", "to_step", type=int, metavar="STEP", help="Second checkpoint of two-point.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Tensors that keep their last value; may be repeated; `off` for none.  [default: norm for two-point]",
+)
+@click.option("--min-r2", type=float, metavar="R2", help="Parameters with a lower R² keep their last value.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+    help="Of the weights written; float32 keeps what bfloat16 rounds away.  [default: the source's]",
+)
+@click.option(
+    "--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: the source's files]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
+@source_options
+@memory_options
+@json_option
+@quiet_option
+def command(
+    source: tuple[str, ...],
+    target: int,
+    out_dir: str,
+    method: str,
+    steps: str | None,
+    from_step: int | None,
+    to_step: int | None,
+    keep: tuple[str, ...],
+    min_r2: float | None,
+    dtype: str | None,
+    max_shard_size: int | None,
+    overwrite: bool,
+    base: str | None,
+    skip_incomplete: bool,
+    memory: int | None,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the checkpoint of a step that was never trained.
+
+    It loads with transformers and vLLM as any other; ckptlin.json and the model card say how it was made.
+    """
+    from ckptlin.extrapolate import extrapolate, plan_extrapolation
+    from ckptlin.source import open_source
+
+    opened = open_source(source, base=base, skip_incomplete=skip_incomplete)
+    progress = progress_bars(quiet)
+    options: dict[str, Any] = {
+        "method": method,
+        "steps": steps,
+        "from_step": from_step,
+        "to_step": to_step,
+        "keep": None if not keep else () if keep == ("off",) else keep,
+        "min_r2": min_r2,
+        "dtype": dtype,
+        "max_shard_bytes": max_shard_size,
+        "overwrite": overwrite,
+        "memory_bytes": memory,
+        "num_workers": workers,
+    }
+    if dry_run:
+        plan = plan_extrapolation(opened, target, out_dir, **options)
+        if as_json:
+            print_json(plan.to_dict())
+            return
+        echo_pairs(
+            [
+                ("would write", f"{plan.out_dir}, {format_bytes(plan.bytes_out)}"),
+                ("method", f"{plan.method} over steps {', '.join(map(str, plan.steps))}"),
+                ("coefficients", ", ".join(f"{a:+.4f}" for a in plan.coefficients)),
+                ("would read", f"{format_bytes(plan.bytes_in)} of weights"),
+                ("memory", f"{format_bytes(plan.memory.peak_bytes)}, {plan.memory.num_workers} workers"),
+            ]
+        )
+        for warning in plan.warnings:
+            progress.note(warning)
+        return
+    result = extrapolate(opened, target, out_dir, **options, progress=progress)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    record = result.record
+    rules = list(record["tensors"].values())
+    lost = result.num_lost / result.num_params if result.num_params else None
+    extrapolated, kept, copied = (rules.count(rule) for rule in ("extrapolate", "keep", "copy"))
+    pairs = [
+        ("wrote", str(result.out_dir)),
+        ("method", f"{record['method']} over {len(record['steps'])} checkpoints, step {target}"),
+        (
+            "tensors",
+            f"{extrapolated} extrapolated, {kept} kept, {copied} copied",
+        ),
+        ("rounding", f"{percent(lost)} of the parameters extrapolated stayed as in the last checkpoint"),
+    ]
+    if min_r2 is not None:
+        pairs.append(("gate", f"{result.num_gated:,} parameters held, R² under {min_r2}"))
+    pairs.append(("time", f"{result.elapsed_s:.1f} s"))
+    echo_pairs(pairs)
