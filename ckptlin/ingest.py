@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ckptlin.checkpoints import SkippedCheckpoint, StepCheckpoint, WeightFile
-from ckptlin.errors import CheckpointError, DiskFullError, InputError
+from ckptlin.checkpoints import SkippedCheckpoint, StepCheckpoint
+from ckptlin.errors import CheckpointError, DiskFullError, IncompleteCheckpointError, InputError
 from ckptlin.execution import batches, run_tasks
-from ckptlin.ingest_plan import IngestPlan, Row, checksum, committed_file, digest, fingerprint, plan_ingest
+from ckptlin.ingest_plan import IngestPlan, checksum, committed_file, digest, fingerprint, plan_ingest
 from ckptlin.memory import format_bytes
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.store.chunk_codec import encode_chunk
@@ -165,15 +165,33 @@ def _check_disk(plan: IngestPlan) -> None:
 class _Ingestion:
     """One ingest under way: reads the rows of a chunk, writes it, and keeps the checksums of what it read."""
 
-    def __init__(self, plan: IngestPlan, writer: StoreWriter, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        plan: IngestPlan,
+        blocks: Mapping[str, Sequence[Block]],
+        writer: StoreWriter,
+        advance: Callable[[int], None],
+    ) -> None:
         self._plan = plan
         self._writer = writer
         self._advance = advance
         self._specs = {t.name: t for t in plan.record.tensors}
         self._done = writer.begin(_identity(plan))
         self.num_resumed = len(self._done)
-        # (tensor, block start, step) -> crc32c; written by one task each.
-        self.checksums: dict[tuple[str, int, int], int] = {}
+        self._columns = {step: i for i, step in enumerate(plan.added)}
+        self._ordinals = {
+            (block.tensor, block.start): i for of_tensor in blocks.values() for i, block in enumerate(of_tensor)
+        }
+        # crc32c of each tensor's blocks, (num_blocks, num_added) uint32: a large model has millions of them.
+        self.checksums = {
+            name: np.zeros((len(of_tensor), len(plan.added)), np.uint32) for name, of_tensor in blocks.items()
+        }
+
+    def fingerprint(self, step: int) -> str:
+        """Hash the content of a checkpoint that was read."""
+        column = self._columns[step]
+        of_step = {name: table[:, column].tolist() for name, table in self.checksums.items()}
+        return fingerprint(self._specs.values(), of_step)
 
     def write_batch(self, task: tuple[int, tuple[Block, ...]]) -> None:
         chunk_row, blocks = task
@@ -205,8 +223,9 @@ class _Ingestion:
                     found.append(checksum(part))
             data = encode_chunk(bits, spec.dtype, record.compressor)
             self._writer.write_chunk(key, data, {"checksums": found})
+        ordinal = self._ordinals[block.tensor, block.start]
         for row, value in zip(new, found, strict=True):
-            self.checksums[block.tensor, block.start, row.step] = value
+            self.checksums[block.tensor][ordinal, self._columns[row.step]] = value
         self._advance(num_bytes)
 
 
@@ -216,29 +235,28 @@ def _write(plan: IngestPlan, progress: Progress) -> tuple[TrajectoryStore, int]:
     chunk_rows = range(num_kept // record.chunk_steps, -(-len(plan.rows) // record.chunk_steps))
     blocks = {t.name: blocks_of(t, record.param_chunks[t.name]) for t in record.tensors}
     every = [block for of_tensor in blocks.values() for block in of_tensor]
+    if plan.store is not None and plan.rebuild and plan.store.record.fits:
+        progress.note(
+            f"{plan.path} is built anew, because a step lies before its last one or is replaced; its fits "
+            f"({', '.join(plan.store.record.fits)}) go: run `ckptlin fit` again"
+        )
     with (
         StoreWriter(plan.path, fresh=plan.store is None or plan.rebuild) as writer,
         progress.phase("ingest", plan.bytes_in) as advance,
     ):
-        ingestion = _Ingestion(plan, writer, advance)
+        writer.check_follows(record.commit)
+        ingestion = _Ingestion(plan, blocks, writer, advance)
         tasks = [(row, batch) for row in chunk_rows for batch in batches(every)]
         run_tasks(ingestion.write_batch, tasks, num_workers=plan.memory.num_workers)
         _check_untouched(plan)
-        by_step = {
-            step: {
-                name: [ingestion.checksums[name, block.start, step] for block in of_tensor]
-                for name, of_tensor in blocks.items()
-            }
-            for step in plan.added
-        }
-        checkpoints, blobs = _keep_files(plan, writer, by_step)
+        checkpoints, blobs = _keep_files(plan, writer, ingestion)
         newest = plan.rows[-1].source
         committed = replace(
             record,
             checkpoints=checkpoints,
             commit=record.commit + 1,
             blobs=blobs,
-            tied=_tied(plan, by_step),
+            tied=_tied(plan, ingestion.checksums),
             config=_config(newest) if newest is not None else record.config,
         )
         return writer.commit(committed), ingestion.num_resumed
@@ -251,7 +269,7 @@ def _identity(plan: IngestPlan) -> dict[str, Any]:
             [
                 row.step,
                 row.old_row,
-                [[f.name, f.num_bytes, f.mtime_ns] for f in row.source.checkpoint.files]
+                [str(row.source.path), [[f.name, f.num_bytes, f.mtime_ns] for f in row.source.checkpoint.files]]
                 if row.source
                 else None,
             ]
@@ -264,10 +282,6 @@ def _identity(plan: IngestPlan) -> dict[str, Any]:
     }
 
 
-def _files(row: Row) -> tuple[WeightFile, ...]:
-    return row.source.checkpoint.files if row.source is not None else ()
-
-
 def _check_untouched(plan: IngestPlan) -> None:
     """Raise if a source file was changed while it was read: rows of two versions would be mixed."""
     for row in plan.rows:
@@ -275,7 +289,13 @@ def _check_untouched(plan: IngestPlan) -> None:
             continue
         path = row.source.checkpoint.path
         for file in row.source.checkpoint.files:
-            stat = (path / file.name if path.is_dir() else path).stat()
+            try:
+                stat = (path / file.name if path.is_dir() else path).stat()
+            except FileNotFoundError as error:
+                raise IncompleteCheckpointError(
+                    f"{file.name} of checkpoint step {row.step} ({path}) was deleted while it was read; "
+                    "keep checkpoints until they are ingested, then run the command again"
+                ) from error
             if (stat.st_size, stat.st_mtime_ns) != (file.num_bytes, file.mtime_ns):
                 raise CheckpointError(
                     f"{file.name} of checkpoint step {row.step} ({path}) was changed while it was read; "
@@ -284,7 +304,7 @@ def _check_untouched(plan: IngestPlan) -> None:
 
 
 def _keep_files(
-    plan: IngestPlan, writer: StoreWriter, checksums: Mapping[int, Mapping[str, Sequence[int]]]
+    plan: IngestPlan, writer: StoreWriter, ingestion: _Ingestion
 ) -> tuple[tuple[CommittedCheckpoint, ...], dict[str, int]]:
     """Write headers and sidecar files, each content once; return the checkpoints' records and all sizes."""
     committed = []
@@ -312,7 +332,7 @@ def _keep_files(
             CommittedCheckpoint(
                 step=row.step,
                 source=str(row.source.path),
-                fingerprint=fingerprint(plan.record.tensors, checksums[row.step]),
+                fingerprint=ingestion.fingerprint(row.step),
                 files=tuple(committed_file(f) for f in checkpoint.files),
                 sidecars={name: digest(data) for name, data in sorted(contents.items())},
             )
@@ -320,7 +340,7 @@ def _keep_files(
     return tuple(committed), blobs
 
 
-def _tied(plan: IngestPlan, checksums: Mapping[int, Mapping[str, Sequence[int]]]) -> dict[str, str]:
+def _tied(plan: IngestPlan, checksums: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, str]:
     """Find names that are another name's tensor: without bytes of their own, or with the same in every step.
 
     Bytes alone do not tie tensors (two vectors of ones are no pair); the configuration has to say so.
@@ -336,7 +356,7 @@ def _tied(plan: IngestPlan, checksums: Mapping[int, Mapping[str, Sequence[int]]]
     if says_tied and len(heads) == len(embeddings) == 1 and (plan.store is None or heads[0] in tied):
         tied[heads[0]] = embeddings[0]
     for alias, target in list(tied.items()):
-        if alias in names and any(of_step[alias] != of_step[target] for of_step in checksums.values()):
+        if alias in names and not np.array_equal(checksums[alias], checksums[target]):
             del tied[alias]
     return tied
 

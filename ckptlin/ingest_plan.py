@@ -16,6 +16,7 @@ from ckptlin.checkpoints import Run, StepCheckpoint, WeightFile, check_consisten
 from ckptlin.errors import CheckpointMismatchError, InputError, StepConflictError
 from ckptlin.execution import available_workers
 from ckptlin.memory import MemoryPlan, default_budget
+from ckptlin.naming import encode_name
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.store.chunk_codec import COMPRESSORS
 from ckptlin.store.layout import chunk_steps, param_chunk_shape
@@ -101,6 +102,8 @@ def plan_ingest(
     check_consistent(found.checkpoints)
     existing = TrajectoryStore(path) if (path / ROOT_KEY).exists() else None
     specs = tuple(found.checkpoints[0].checkpoint.tensors.values())
+    for spec in specs:
+        encode_name(spec.name)  # a name that is too long is told now, not in the middle of the work
     if existing is None:
         record = StoreRecord(
             tensors=specs,

@@ -55,7 +55,11 @@ COMPRESSORS = {"lz4": Compressor("lz4", 5), "zstd": Compressor("zstd", 1)}
 
 
 def encode_plain(bits: np.ndarray[Any, Any], compressor: Compressor) -> bytes:
-    """Compress C-contiguous bits of any shape and append the checksum."""
+    """Compress C-contiguous bits of any shape and append the checksum.
+
+    The same bytes every time: zarr, imported above, turns off blosc's own threads, which append their blocks in
+    the order in which they finish.
+    """
     shuffle = {"bitshuffle": blosc.BITSHUFFLE, "noshuffle": blosc.NOSHUFFLE}[compressor.shuffle]
     body: bytes = blosc.compress(bits.reshape(-1), compressor.cname.encode(), compressor.clevel, shuffle, 0)
     checksum: int = google_crc32c.value(body)
@@ -87,8 +91,8 @@ def decode_plain(data: bytes, out: np.ndarray[Any, Any], what: str) -> None:
     checksum = int.from_bytes(data[-_CRC_BYTES:], "little")
     if len(data) < _BLOSC_HEADER_BYTES + _CRC_BYTES or google_crc32c.value(body) != checksum:
         raise CorruptChunkError(
-            f"{what} is corrupted: its crc32c checksum does not match; restore the file, or ingest the run into a "
-            "new store"
+            f"{what} is corrupted: its crc32c checksum does not match; "
+            "restore the file, or ingest the run into a new store"
         )
     num_bytes = int.from_bytes(data[4:8], "little")
     if num_bytes != out.nbytes:

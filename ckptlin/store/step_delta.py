@@ -14,7 +14,7 @@ from zarr.core.buffer import NDBuffer
 from zarr.core.common import JSON, parse_named_configuration
 from zarr.core.dtype import get_data_type_from_native_dtype
 
-from ckptlin.dtypes import bits_dtype
+from ckptlin.dtypes import DTYPES, bits_dtype
 from ckptlin.kernels.step_delta import FLOAT, SIGNED, UNSIGNED, delta_decode, delta_encode
 
 __all__ = ["CODEC_NAME", "StepDelta", "order_kind"]
@@ -44,6 +44,14 @@ class StepDelta(ArrayArrayCodec):
     def to_dict(self) -> dict[str, JSON]:
         """Return the codec's metadata."""
         return {"name": CODEC_NAME}
+
+    def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
+        """Refuse an array that the codec is not defined for: one without dimensions, or of another dtype."""
+        native = dtype.to_native_dtype()
+        if native.newbyteorder("<") not in {d.numpy for d in DTYPES}:
+            raise ValueError(f"the codec {CODEC_NAME} is not defined for arrays of {native}")
+        if not shape:
+            raise ValueError(f"the codec {CODEC_NAME} needs an array with at least one dimension")
 
     def resolve_metadata(self, chunk_spec: ArraySpec) -> ArraySpec:
         """Tell the next codec that it gets unsigned integers."""

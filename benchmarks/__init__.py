@@ -1,0 +1,1 @@
+"""Benchmarks of ckptlin: ``python -m benchmarks --help``."""
