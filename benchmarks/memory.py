@@ -63,18 +63,8 @@ def main() -> None:
         for name, arguments in {
             "ingest": ["ingest", run, store],
             "fit": ["fit", store],
-            "extrapolate": ["extrapolate", store, "--step", "2000", "--out", out],
-            "extrapolate, gated": [
-                "extrapolate",
-                store,
-                "--step",
-                "2000",
-                "--out",
-                out,
-                "--overwrite",
-                "--min-r2",
-                "0.5",
-            ],
+            "extrapolate": predict,
+            "extrapolate, gated": [*predict, "--overwrite", "--min-r2", "0.5"],
             "fit of the run": ["fit", run],
         }.items():
             elapsed_s, peak_bytes = measure([*arguments, *budget])

@@ -162,9 +162,8 @@ def main() -> None:
     args = parser.parse_args()
     arch = MODELS[args.model].scaled(args.scale) if args.scale != 1.0 else MODELS[args.model]
     make_run(args.out, arch, checkpoints=args.checkpoints, changed=args.changed)
-    print(
-        f"{args.out}: {args.checkpoints} checkpoints of {sum(t.num_params for t in tensor_specs(arch)):,} parameters"
-    )
+    num_params = sum(t.num_params for t in tensor_specs(arch))
+    print(f"{args.out}: {args.checkpoints} checkpoints of {num_params:,} parameters")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def command(
     click.echo("R² of every parameter on the step; in brackets what random walks would show\n")
     echo_table([by, *_HEADER], [_row(group) for group in [*groups, model]])
     click.echo(
-        "\nmoved: parameters whose bits changed.  paper: those with range > 1e-4 and at least 4 distinct values.\n"
+        "\nmoved: parameters whose bits changed.  paper: with range > 1e-4 and at least 4 distinct values.\n"
         "|update|: norm of last − first, relative to the first.\n"
         "rounding: share of the residual variance that rounding to the dtype explains."
     )

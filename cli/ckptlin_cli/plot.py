@@ -18,9 +18,7 @@ __all__ = ["command"]
     ],
 )
 @click.argument("store", type=click.Path())
-@click.option(
-    "--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Directory of the figures."
-)
+@click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Where to put them.")
 @click.option("--fit", "fit_name", default="default", show_default=True, help="Name of the fit.")
 @click.option(
     "--format",
