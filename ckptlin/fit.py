@@ -1,6 +1,7 @@
 """The regression of every parameter on the training step, out of core."""
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,8 @@ DEFAULT_MAPS: Mapping[str, str] = {"r2": "float16", "slope": "bfloat16"}
 _MAP_DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What is kept of trajectories for the null, all tensors together.
 _SAMPLE_BYTES = 32 << 20
-_MAX_SAMPLE, _MIN_SAMPLE = 2048, 64
+_MAX_SAMPLE, _MIN_SAMPLE = 2048, 8
+_MIN_PATHS = 64
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ def plan_fit(
         "fit",
         max(_block_bytes(source, t, len(rows), map_bytes) for t in tensors),
         num_workers or available_workers(),
+        extra_bytes=_SAMPLE_BYTES + len(tensors) * Tally.NUM_BYTES,
     )
     return FitPlan(
         source=source,
@@ -305,20 +308,12 @@ def _run(plan: FitPlan, writer: StoreWriter | None, seed: int, progress: Progres
     blocks = [block for t in plan.tensors for block in plan.source.blocks(t.name)]
     with progress.phase("fit", plan.bytes_in) as advance:
 
-        def work(batch: tuple[Block, ...]) -> list[tuple[str, BlockFit, np.ndarray[Any, Any]]]:
-            return [fitting.fit_block(block, advance) for block in batch]
+        def work(batch: tuple[Block, ...]) -> None:
+            for block in batch:
+                fitting.fit_block(block, advance)
 
-        results = run_tasks(work, batches(blocks), num_workers=plan.memory.num_workers)
-    tallies = {t.name: Tally.zero() for t in plan.tensors}
-    samples: dict[str, list[np.ndarray[Any, Any]]] = {t.name: [] for t in plan.tensors}
-    for batch in results:
-        for tensor, block_fit, sample in batch:
-            tally = tallies[tensor]
-            tally.counts += block_fit.counts
-            tally.sums += block_fit.sums
-            tally.histogram += block_fit.histogram
-            samples[tensor].append(sample)
-    del results
+        run_tasks(work, batches(blocks), num_workers=plan.memory.num_workers)
+    tallies, samples = fitting.collect()
     with progress.phase("null", sum(part.nbytes for parts in samples.values() for part in parts)) as advance:
 
         def walk(spec: TensorSpec) -> None:
@@ -341,10 +336,14 @@ class _Fitting:
         self._groups = row_groups(plan.source, plan.rows)
         per_tensor = _SAMPLE_BYTES // max(1, len(plan.rows) * 2 * len(plan.tensors))
         self._sample_size = min(max(per_tensor, _MIN_SAMPLE), _MAX_SAMPLE)
+        self._lock = threading.Lock()
+        self._tallies = {t.name: Tally.zero() for t in plan.tensors}
+        # By block, so that nothing depends on the order in which blocks end.
+        self._sums: dict[Block, np.ndarray[Any, Any]] = {}
+        self._samples: dict[Block, np.ndarray[Any, Any]] = {}
 
-    def fit_block(
-        self, block: Block, advance: Callable[[int], None]
-    ) -> tuple[str, BlockFit, np.ndarray[Any, Any]]:
+    def fit_block(self, block: Block, advance: Callable[[int], None]) -> None:
+        """Fit a block, write its maps and add its figures to those of its tensor."""
         spec = self._specs[block.tensor]
         result, trusted, sample = self._regress(block, careful=False)
         if not trusted:
@@ -353,9 +352,21 @@ class _Fitting:
                 require_finite(spec, steps, self._plan.source.read_block(block, group))
             result, _, _ = self._regress(block, careful=True)
         self._write_maps(block, result)
+        with self._lock:
+            # Counts are whole numbers: exact in any order.
+            self._tallies[block.tensor].counts += result.counts
+            self._tallies[block.tensor].histogram += result.histogram
+            self._sums[block] = result.sums
+            self._samples[block] = sample
         advance(block.num_params * spec.dtype.itemsize * len(self._plan.rows))
-        bare = replace(result, r2=None, slope=None, intercept=None)
-        return block.tensor, bare, sample
+
+    def collect(self) -> tuple[dict[str, Tally], dict[str, list[np.ndarray[Any, Any]]]]:
+        """Return the tally and the sampled trajectories of each tensor, once all blocks are fitted."""
+        samples: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in self._tallies}
+        for block in sorted(self._sums, key=lambda b: b.start):
+            self._tallies[block.tensor].sums += self._sums[block]
+            samples[block.tensor].append(self._samples.pop(block))
+        return self._tallies, samples
 
     def _regress(self, block: Block, *, careful: bool) -> tuple[BlockFit, bool, np.ndarray[Any, Any]]:
         spec = self._specs[block.tensor]
@@ -395,7 +406,7 @@ def _add_null(
     tally: Tally, dtype: TensorDType, sample: np.ndarray[Any, Any], steps: Sequence[int], seed: int
 ) -> None:
     """Add what random walks like the sample would show, weighted to stand for all parameters of the tensor."""
-    num_paths = sample.shape[1] if sample.shape[1] >= _MIN_SAMPLE else _MIN_SAMPLE
+    num_paths = max(sample.shape[1], _MIN_PATHS)
     null = simulate_null(sample.astype(np.float64), steps, dtype, num_paths=num_paths, seed=seed)
     weight = tally.counts[COUNT.params] / num_paths
     defined = ~np.isnan(null.r2)

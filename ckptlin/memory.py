@@ -112,19 +112,24 @@ class MemoryPlan:
         return self.fixed_bytes + self.num_workers * self.worker_bytes
 
     @classmethod
-    def within(cls, budget: int, operation: str, worker_bytes: int, num_workers: int) -> "MemoryPlan":
+    def within(
+        cls, budget: int, operation: str, worker_bytes: int, num_workers: int, *, extra_bytes: int = 0
+    ) -> "MemoryPlan":
         """Plan with as many workers, up to ``num_workers``, as the budget (bytes) allows.
+
+        ``extra_bytes`` is what the operation holds beside interpreter and blocks.
 
         Raises
         ------
         MemoryBudgetError
             If not even one worker fits.
         """
-        affordable = (budget - FIXED_BYTES) // max(worker_bytes, 1)
+        fixed_bytes = FIXED_BYTES + extra_bytes
+        affordable = (budget - fixed_bytes) // max(worker_bytes, 1)
         if affordable < 1:
-            needed = FIXED_BYTES + worker_bytes
+            needed = fixed_bytes + worker_bytes
             raise MemoryBudgetError(
                 f"{operation} needs at least {format_bytes(needed)} of memory with one worker, "
                 f"more than the {format_bytes(budget)} allowed; give --memory {-(-needed // 10**6)}MB or more"
             )
-        return cls(operation, worker_bytes, min(num_workers, affordable))
+        return cls(operation, worker_bytes, min(num_workers, affordable), fixed_bytes)

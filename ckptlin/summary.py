@@ -6,7 +6,7 @@ out of the histogram of R², exact to its bins of 1/1000.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class Tally:
     histogram: np.ndarray[Any, Any]
     null_counts: np.ndarray[Any, Any]
     null_histogram: np.ndarray[Any, Any]
+
+    NUM_BYTES: ClassVar[int] = 8 * (2 * len(COUNTS) + len(SUMS) + 4 * NUM_BINS)
 
     @classmethod
     def zero(cls) -> "Tally":
