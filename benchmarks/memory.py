@@ -11,29 +11,14 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.measure import ckptlin, run_measured
 from benchmarks.synthetic import MODELS, make_run, tensor_specs
 
 _BAR_BYTES = 3 << 29  # 1.5 GiB
-
-
-def measure(arguments: list[str]) -> tuple[float, int]:
-    """Run ``ckptlin`` with these arguments; return its wall time in seconds and peak RSS in bytes."""
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("ckptlin")), *arguments], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"ckptlin {' '.join(arguments)} failed with exit status {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - started, usage.ru_maxrss * unit
 
 
 def main() -> None:
@@ -67,10 +52,11 @@ def main() -> None:
             "extrapolate, gated": [*predict, "--overwrite", "--min-r2", "0.5"],
             "fit of the run": ["fit", run],
         }.items():
-            elapsed_s, peak_bytes = measure([*arguments, *budget])
-            figures[name] = {"elapsed_s": elapsed_s, "peak_bytes": peak_bytes}
-            verdict = "ok" if peak_bytes <= _BAR_BYTES else "over 1.5 GiB"
-            print(f"{name:<20} {elapsed_s:7.1f} s  peak {peak_bytes / 2**20:7.0f} MiB  {verdict}")
+            measured = run_measured(ckptlin(*arguments, *budget))
+            figures[name] = asdict(measured)
+            verdict = "ok" if measured.peak_bytes <= _BAR_BYTES else "over 1.5 GiB"
+            peak_mib = measured.peak_bytes / 2**20
+            print(f"{name:<20} {measured.elapsed_s:7.1f} s  peak {peak_mib:7.0f} MiB  {verdict}")
     finally:
         shutil.rmtree(scratch)
     if args.json:
