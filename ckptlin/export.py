@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ckptlin.checkpoints import CheckpointWriter, WeightFilePlan
+from ckptlin.errors import InputError
 from ckptlin.execution import available_workers, batches, run_tasks
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.progress import NO_PROGRESS, Progress
@@ -54,9 +55,11 @@ def export(
     ------
     SelectionError
         If the step is not in the store.
-    OutputExistsError, DiskFullError, CorruptChunkError, MemoryBudgetError
+    InputError, OutputExistsError, DiskFullError, CorruptChunkError, MemoryBudgetError
     """
     started = time.perf_counter()
+    if num_workers is not None and num_workers < 1:
+        raise InputError(f"--workers must be at least 1, not {num_workers}")
     row = store.row_of(step)
     template = template_of(store, row)
     files = [WeightFilePlan(name, header) for name, header in template.headers.items()]

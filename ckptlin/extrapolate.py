@@ -17,7 +17,7 @@ from ckptlin.errors import InputError, NonFiniteError, SelectionError
 from ckptlin.execution import available_workers, batches, run_tasks
 from ckptlin.finite import require_finite
 from ckptlin.kernels.regression import Abscissa, BlockRegression
-from ckptlin.kernels.weighted_sum import BlockSum, RoundedBlock
+from ckptlin.kernels.weighted_sum import BlockSum, RoundedBlock, round_once
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.methods import get_method
 from ckptlin.model_card import model_card, provenance
@@ -32,6 +32,8 @@ __all__ = ["ExtrapolationPlan", "ExtrapolationResult", "extrapolate", "plan_extr
 
 # Beyond this multiple of the observed span the paper's own extrapolations collapse (its 600 → 1600).
 _FAR = 2.0
+# Beyond it float64 does not tell one step from the next.
+_MAX_STEP = 1 << 53
 _OUTPUT_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -121,7 +123,8 @@ class ExtrapolationResult:
     num_lost : int
         Of these, parameters whose predicted change the rounding to the output dtype took away.
     num_gated : int
-        Of these, parameters that kept their last value because their R² is under the gate.
+        Of these, parameters that kept their last value because their R² is under the gate; those that never
+        changed, and have no R², are not counted.
     record : dict
         Content of ``ckptlin.json``.
     """
@@ -166,6 +169,8 @@ def plan_extrapolation(
         raise InputError(f"--workers must be at least 1, not {num_workers}")
     if min_r2 is not None and not 0.0 <= min_r2 <= 1.0:
         raise InputError(f"--min-r2 must lie between 0 and 1, not {min_r2}")
+    if abs(target) > _MAX_STEP:
+        raise InputError(f"--step {target} is no step; give one between -{_MAX_STEP} and {_MAX_STEP}")
     if dtype is not None and dtype not in _OUTPUT_DTYPES:
         raise InputError(f"--dtype {dtype!r} is not known; choose one of {', '.join(_OUTPUT_DTYPES)}")
     out = Path(out_dir)
@@ -181,7 +186,7 @@ def plan_extrapolation(
     output_dtype = None if dtype is None else from_zarr(dtype)
     patterns = tuple(entry.keep if keep is None else keep)
     if keep:
-        select(source.tensors, keep, option="--keep")
+        select(dict.fromkeys([*source.tensors, *source.tied]), keep, option="--keep")
     used = [i for i, a in enumerate(coefficients) if a != 0.0]
     exact = len(used) == 1 and not patterns and output_dtype is None and min_r2 is None
     rows: tuple[int, ...]
@@ -353,10 +358,7 @@ class _Prediction:
             values = self._extrapolate(block, spec)
         else:
             bits = plan.source.read_block(block, plan.rows[-1:])[0]
-            values = bits.view(spec.dtype.numpy)
-            if plan.dtype is not None and is_fitted(spec.dtype) and plan.dtype != spec.dtype:
-                with np.errstate(over="ignore"):
-                    values = values.astype(plan.dtype.numpy)
+            values = self._convert(bits.view(spec.dtype.numpy), spec)
         self._writer.write(block.tensor, block.start, np.ascontiguousarray(values))
         advance(block.num_params * spec.dtype.itemsize * len(plan.rows))
 
@@ -367,18 +369,34 @@ class _Prediction:
     def _extrapolate(self, block: Block, spec: TensorSpec) -> np.ndarray[Any, Any]:
         plan = self._plan
         result, gated = self._sum(block, spec, careful=False)
-        if not np.isfinite(result.values).all():
-            for group in self._groups:
-                require_finite(
-                    spec, [plan.source.steps[r] for r in group], plan.source.read_block(block, group)
-                )
-            dtype = (plan.dtype or spec.dtype).zarr
-            raise NonFiniteError(
-                f"the prediction of tensor `{spec.name}` for step {plan.target} has {result.num_overflowed} "
-                f"values beyond the range of {dtype}; choose a nearer step, or --dtype float32"
+        if not result.is_finite:
+            self._require_finite(block)
+        if result.num_overflowed:
+            raise _beyond_range(
+                f"the prediction of tensor `{spec.name}` for step {plan.target}",
+                result.num_overflowed,
+                plan.dtype or spec.dtype,
+                "choose a nearer step, or a wider --dtype",
             )
         self._counts.append((result.num_lost, gated))
         return result.values
+
+    def _convert(self, values: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndarray[Any, Any]:
+        """Bring a tensor that stays as it is to the output dtype; what is not finite stays so."""
+        dtype = self._plan.dtype
+        if dtype is None or dtype == spec.dtype or not is_fitted(spec.dtype):
+            return values
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            wide = values.astype(np.float64)
+        converted = round_once(wide, dtype)
+        num_overflowed = int((np.isfinite(wide) & ~np.isfinite(converted)).sum())
+        if num_overflowed:
+            raise _beyond_range(f"tensor `{spec.name}`", num_overflowed, dtype, "choose a wider --dtype")
+        return converted
+
+    def _require_finite(self, block: Block) -> None:
+        way_out = "let the tensor keep its last value with --keep"
+        require_finite(self._plan.source, block, self._plan.rows, way_out=way_out)
 
     def _sum(self, block: Block, spec: TensorSpec, *, careful: bool) -> tuple[RoundedBlock, int]:
         plan = self._plan
@@ -395,20 +413,31 @@ class _Prediction:
                 else:
                     reference = plan.source.read_block(block, [self._reference])[0]
                 total = BlockSum(spec.dtype, reference)
-            total.add(bits, np.array([self._coefficient[row] for row in group]))
+            total.add(bits, np.array([self._weight(row) for row in group]))
             if regression is not None:
                 regression.add(bits)
         assert total is not None  # noqa: S101 (there is at least one group)
         last = bits[-1]
-        keep = None
+        keep, num_gated = None, 0
         if regression is not None and plan.min_r2 is not None:
             fit, trusted = regression.finish()
             if not trusted and not careful:
+                # A NaN would pass for a parameter without R², which the gate holds.
+                self._require_finite(block)
                 return self._sum(block, spec, careful=True)
             assert fit.r2 is not None  # noqa: S101 (it was asked for)
             keep = ~(fit.r2 >= plan.min_r2)
-        result = total.finish(last, keep, plan.dtype or spec.dtype)
-        return result, 0 if keep is None else int(keep.sum())
+            num_gated = int((fit.r2 < plan.min_r2).sum())
+        return total.finish(last, keep, plan.dtype or spec.dtype), num_gated
+
+    def _weight(self, row: int) -> float:
+        """Return the coefficient that the sum takes a row with: 0 for the row that it starts from."""
+        return 0.0 if row == self._reference else self._coefficient[row]
+
+
+def _beyond_range(what: str, count: int, dtype: TensorDType, way_out: str) -> NonFiniteError:
+    values = "value" if count == 1 else "values"
+    return NonFiniteError(f"{what} has {count} {values} beyond the range of {dtype.zarr}; {way_out}")
 
 
 def _between(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from ckptlin._version import __version__
 from ckptlin.checkpoints import RunTrajectories
 from ckptlin.dtypes import TensorDType, from_zarr
-from ckptlin.errors import InputError
+from ckptlin.errors import InputError, NonFiniteError
 from ckptlin.execution import available_workers, batches, run_tasks
 from ckptlin.finite import require_finite
 from ckptlin.kernels.regression import COUNT, GROUP_ROWS, Abscissa, BlockFit, BlockRegression
@@ -39,6 +40,8 @@ _MAP_DTYPES = ("float16", "bfloat16", "float32", "float64")
 _SAMPLE_BYTES = 32 << 20
 _MAX_SAMPLE, _MIN_SAMPLE = 2048, 8
 _MIN_PATHS = 64
+# Steps times walks of one tensor's null, and how many arrays of that size it takes at a time.
+_MAX_WALK_VALUES, _NUM_WALK_ARRAYS = 1 << 19, 9
 
 
 @dataclass(frozen=True)
@@ -182,14 +185,15 @@ def plan_fit(
         raise InputError(
             f"maps are kept in a store, and {source.location} is a run; ingest it, or give --maps none"
         )
-    map_bytes = sum(from_zarr(dtype).itemsize for dtype in maps.values())
-    num_params = sum(t.num_params for t in tensors)
+    sample_size = _sample_size(len(rows), len(tensors))
+    walk_bytes = _NUM_WALK_ARRAYS * 8 * len(rows) * max(sample_size, _MIN_PATHS)
+    sample_bytes = sum(_sample_bytes(source, t, len(rows), sample_size) for t in tensors)
     memory = MemoryPlan.within(
         default_budget() if memory_bytes is None else memory_bytes,
         "fit",
-        max(_block_bytes(source, t, len(rows), map_bytes) for t in tensors),
+        max(walk_bytes, *(_block_bytes(source, t, rows, maps) for t in tensors)),
         num_workers or available_workers(),
-        extra_bytes=_SAMPLE_BYTES + len(tensors) * Tally.NUM_BYTES,
+        extra_bytes=sample_bytes + len(tensors) * Tally.NUM_BYTES,
     )
     return FitPlan(
         source=source,
@@ -198,21 +202,41 @@ def plan_fit(
         tensors=tensors,
         maps=maps,
         bytes_in=sum(t.num_bytes for t in tensors) * len(rows),
-        bytes_out=num_params * map_bytes,
+        bytes_out=sum(t.num_params * from_zarr(dtype).itemsize for t in tensors for dtype in maps.values()),
         memory=memory,
     )
 
 
 def _block_bytes(
-    source: TrajectoryStore | RunTrajectories, spec: TensorSpec, num_rows: int, map_bytes: int
+    source: TrajectoryStore | RunTrajectories, spec: TensorSpec, rows: Sequence[int], maps: Mapping[str, str]
 ) -> int:
     """Bytes that one block of a tensor takes while it is fitted."""
     num_params = max((block.num_params for block in source.blocks(spec.name)), default=0)
+    groups = row_groups(source, rows)
     in_store = isinstance(source, TrajectoryStore)
-    group = source.record.chunk_steps if isinstance(source, TrajectoryStore) else min(num_rows, GROUP_ROWS)
-    block = group * num_params * spec.dtype.itemsize
-    state = 0 if num_rows <= group else num_params * (7 * 8 + 6 * spec.dtype.itemsize)
-    return block * (2 if in_store else 1) + state + num_params * (2 * map_bytes + 8)
+    group = source.record.chunk_steps if isinstance(source, TrajectoryStore) else max(map(len, groups))
+    # A chunk of a store lies in memory as it was read or cut, and as it was decoded.
+    block = group * spec.dtype.itemsize * (2 if in_store else 1)
+    is_whole = len(groups) == 1 and len(rows) <= GROUP_ROWS
+    state = 0 if is_whole else BlockRegression.state_bytes(spec.dtype)
+    # All maps as they were computed; one of them as it is written, padded and compressed.
+    values = len(maps) * max(4, spec.dtype.itemsize)
+    written = 2 * max((from_zarr(dtype).itemsize for dtype in maps.values()), default=0)
+    return num_params * (block + state + values + written)
+
+
+def _sample_size(num_rows: int, num_tensors: int) -> int:
+    """Choose how many trajectories of each tensor are kept for the null."""
+    size = min(_SAMPLE_BYTES // (2 * num_rows * num_tensors), _MAX_WALK_VALUES // num_rows, _MAX_SAMPLE)
+    return max(size, _MIN_SAMPLE)
+
+
+def _sample_bytes(
+    source: TrajectoryStore | RunTrajectories, spec: TensorSpec, num_rows: int, sample_size: int
+) -> int:
+    # Every block rounds its share up.
+    size = min(sample_size + len(source.blocks(spec.name)), spec.num_params)
+    return size * num_rows * spec.dtype.itemsize
 
 
 def fit(
@@ -226,6 +250,7 @@ def fit(
     memory_bytes: int | None = None,
     num_workers: int | None = None,
     seed: int = 0,
+    keep: bool = True,
     progress: Progress = NO_PROGRESS,
 ) -> FitResult:
     """Fit every parameter of a store or a run by a straight line in the training step.
@@ -244,6 +269,8 @@ def fit(
     memory_bytes, num_workers : int, optional
     seed : int
         Of the random walks of the null.
+    keep : bool
+        Keep summary and maps in the store; otherwise the store is only read, and may be read-only.
 
     Raises
     ------
@@ -256,20 +283,21 @@ def fit(
     CorruptChunkError, StoreLockedError, MemoryBudgetError, DiskFullError
     """
     started = time.perf_counter()
-    plan = plan_fit(
-        source,
+    make_plan = partial(
+        plan_fit,
         name=name,
         steps=steps,
         include=include,
         exclude=exclude,
-        maps=maps,
+        maps=maps if keep else {},
         memory_bytes=memory_bytes,
         num_workers=num_workers,
     )
-    if isinstance(source, TrajectoryStore):
+    plan = make_plan(source)
+    if isinstance(source, TrajectoryStore) and keep:
         with StoreWriter(source.path, fresh=False) as writer:
-            # The store may have grown since it was opened; what is written must match what is committed.
-            plan = replace(plan, source=TrajectoryStore(source.path))
+            # The store may have changed since it was opened, and with it the rows of its steps.
+            plan = make_plan(TrajectoryStore(source.path))
             summary = _run(plan, writer, seed, progress)
             _write_tables(writer, writer.staged_fit(name), summary)
             writer.commit_fit(_record_with_fit(plan), name)
@@ -334,8 +362,7 @@ class _Fitting:
         self._specs = {t.name: t for t in plan.tensors}
         self._abscissa = Abscissa.of(plan.steps)
         self._groups = row_groups(plan.source, plan.rows)
-        per_tensor = _SAMPLE_BYTES // max(1, len(plan.rows) * 2 * len(plan.tensors))
-        self._sample_size = min(max(per_tensor, _MIN_SAMPLE), _MAX_SAMPLE)
+        self._sample_size = _sample_size(len(plan.rows), len(plan.tensors))
         self._lock = threading.Lock()
         self._tallies = {t.name: Tally.zero() for t in plan.tensors}
         # By block, so that nothing depends on the order in which blocks end.
@@ -347,10 +374,13 @@ class _Fitting:
         spec = self._specs[block.tensor]
         result, trusted, sample = self._regress(block, careful=False)
         if not trusted:
-            for group in self._groups:
-                steps = [self._plan.source.steps[row] for row in group]
-                require_finite(spec, steps, self._plan.source.read_block(block, group))
-            result, _, _ = self._regress(block, careful=True)
+            require_finite(self._plan.source, block, self._plan.rows, way_out="the tensor with --exclude")
+            result, trusted, _ = self._regress(block, careful=True)
+        if not trusted:
+            raise NonFiniteError(
+                f"tensor `{spec.name}` of {self._plan.source.location} holds weights of about 1e150 or more, "
+                "whose squares are too large for float64; leave it out with --exclude"
+            )
         self._write_maps(block, result)
         with self._lock:
             # Counts are whole numbers: exact in any order.
@@ -428,13 +458,12 @@ def _add_null(
 
 
 def _write_tables(writer: StoreWriter, prefix: str, summary: FitSummary) -> None:
+    chunk = table_chunk(len(summary.names))
     for table, dims in SUMMARY_TABLES.items():
-        values = np.stack([getattr(tally, table) for tally in summary.tallies])
-        chunk = table_chunk(len(summary.names))
-        for index, lo in enumerate(range(0, len(values), chunk)):
-            padded = np.zeros((chunk, *values.shape[1:]))
-            part = values[lo : lo + chunk]
-            padded[: len(part)] = part
+        for index, lo in enumerate(range(0, len(summary.names), chunk)):
+            padded = np.zeros((chunk, *(size for _, size in dims)))
+            for row, tally in zip(padded, summary.tallies[lo : lo + chunk], strict=False):
+                row[...] = getattr(tally, table)
             key = chunk_key(f"{prefix}/{table}", (index, *[0] * len(dims)))
             writer.files.write(key, encode_plain(padded, BLOB_COMPRESSOR))
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ckptlin.errors import SelectionError
 from ckptlin.fit import plan_fit
-from ckptlin.selection import fitted_tensors
+from ckptlin.selection import fitted_tensors, select_rows
 from ckptlin.store.store import TrajectoryStore
 
 __all__ = ["StoreInfo", "info"]
@@ -23,8 +24,9 @@ class StoreInfo:
     fits : list of dict
         Name, steps, maps of each fit; ``state`` is ``current``, ``partial`` (steps were added since) or
         ``stale`` (its checkpoints were replaced).
-    fit_memory_bytes : int or None
-        Projected peak of a fit with all processors; None with fewer than two steps.
+    fit_memory_bytes, fit_bytes_in : int or None
+        Projected peak of a fit with all processors, and what it reads; None where there is nothing to fit: with
+        fewer than two steps, or no tensor of weights.
     """
 
     location: str
@@ -54,14 +56,22 @@ class StoreInfo:
         }
 
 
-def info(store: TrajectoryStore) -> StoreInfo:
-    """Gather what `ckptlin info` shows; reads no weights."""
+def info(store: TrajectoryStore, *, steps: str | None = None) -> StoreInfo:
+    """Gather what `ckptlin info` shows; reads no weights.
+
+    ``steps`` is the window (`ckptlin.selection.select_rows`) that a fit is planned for; default all.
+    """
     record = store.record
     specs = store.tensors.values()
     dtypes: dict[str, int] = {}
     for spec in specs:
         dtypes[spec.dtype.zarr] = dtypes.get(spec.dtype.zarr, 0) + spec.num_params
-    plan = plan_fit(store, memory_bytes=1 << 60) if len(store.steps) > 1 else None
+    try:
+        fitted = fitted_tensors(store)
+    except SelectionError:
+        fitted = []
+    num_selected = len(select_rows(store.steps, steps))
+    plan = plan_fit(store, steps=steps, memory_bytes=1 << 60) if fitted and num_selected > 1 else None
     return StoreInfo(
         location=store.location,
         created_by=record.created_by,
@@ -70,7 +80,7 @@ def info(store: TrajectoryStore) -> StoreInfo:
         sources=tuple(c.source for c in store.checkpoints),
         num_tensors=len(store.tensors),
         num_params=sum(t.num_params for t in specs),
-        num_fitted=sum(t.num_params for t in fitted_tensors(store)),
+        num_fitted=sum(t.num_params for t in fitted),
         dtypes=dtypes,
         raw_bytes=sum(t.num_bytes for t in specs) * len(store.steps),
         stored_bytes=store.num_stored_bytes(),

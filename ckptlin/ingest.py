@@ -19,7 +19,7 @@ from ckptlin.store.chunk_codec import encode_chunk
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import CommittedCheckpoint
 from ckptlin.store.store import TrajectoryStore, block_key
-from ckptlin.store.writer import StoreWriter
+from ckptlin.store.writer import StoreWriter, sweep_leftovers
 from ckptlin.trajectory import Block
 
 __all__ = ["IngestResult", "ingest"]
@@ -133,6 +133,7 @@ def ingest(
             _check_disk(plan)
             committed, resumed = _write(plan, progress)
         elif plan.store is not None:
+            sweep_leftovers(plan.path)
             committed = plan.store
         else:
             raise InputError("there is nothing to ingest")

@@ -128,7 +128,7 @@ def plan_ingest(
     memory = MemoryPlan.within(
         default_budget() if memory_bytes is None else memory_bytes,
         "ingest",
-        2 * widest,  # the block and, at worst, as much again compressed
+        3 * widest,  # the block, and its compressed bytes twice while they are put together; those may be as many
         num_workers or available_workers(),
     )
     return IngestPlan(

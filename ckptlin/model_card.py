@@ -53,34 +53,45 @@ def model_card(record: Mapping[str, Any], warnings: Sequence[str]) -> str:
     """Return a model card in Markdown, from the record."""
     num = record["params_extrapolated"]
     lost = record["params_unchanged_by_rounding"]
-    rules = record["tensors"]
-    kept = [name for name, rule in rules.items() if rule == "keep"]
+    kept = sum(rule == "keep" for rule in record["tensors"].values())
     used = [step for step, a in zip(record["steps"], record["coefficients"], strict=True) if a != 0.0]
+    is_copy = record["steps"] == used == [record["step"]]
     checkpoints = (
         f"{len(used)} checkpoints at steps {used[0]} to {used[-1]}" if len(used) > 1 else f"step {used[0]}"
     )
+    if is_copy:
+        title = f"Step {record['step']}, copied"
+        origin = (
+            f"These weights are those of an observed checkpoint, step {record['step']} of "
+            f"`{record['source']}`, bit for bit: at that step `{record['method']}` predicts nothing else. "
+            f"Written by {record['created_by']}."
+        )
+    else:
+        title = f"Step {record['step']}, extrapolated"
+        origin = (
+            f"These weights were not trained. {record['created_by']} predicted them for step {record['step']} "
+            f"from {checkpoints} of `{record['source']}`, by `{record['method']}`: "
+            f"{get_method(record['method']).description}."
+        )
+    share = f" ({lost / num:.1%})" if num else ""
     lines = [
         "---",
         "library_name: transformers",
         "tags:",
         "- ckptlin",
-        "- extrapolated",
+        *([] if is_copy else ["- extrapolated"]),
         "---",
         "",
-        f"# Step {record['step']}, extrapolated",
+        f"# {title}",
         "",
-        f"These weights were not trained. {record['created_by']} predicted them for step {record['step']} from "
-        f"{checkpoints} of `{record['source']}`, by "
-        f"`{record['method']}`: {get_method(record['method']).description}.",
+        origin,
         "",
         "| | |",
         "|---|---|",
         f"| parameters extrapolated | {num:,} |",
-        f"| of these, left as in the last checkpoint by rounding | {lost:,} ({lost / num:.1%}) |"
-        if num
-        else "| parameters extrapolated | none: this is an observed checkpoint, copied |",
+        f"| of these, left as in the last checkpoint by rounding | {lost:,}{share} |",
         f"| of these, held at the last checkpoint by the R² gate | {record['params_held_by_gate']:,} |",
-        f"| tensors kept at the last checkpoint | {len(kept)} ({', '.join(record['keep']) or 'no pattern'}) |",
+        f"| tensors kept at the last checkpoint | {kept} ({', '.join(record['keep']) or 'no pattern'}) |",
         f"| dtype | {record['dtype']} |",
         "",
     ]

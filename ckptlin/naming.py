@@ -127,11 +127,13 @@ def select(
     Raises
     ------
     SelectionError
-        If a pattern matches no name (a misspelt pattern would otherwise select in silence).
+        If a pattern is empty or matches no name (a misspelt pattern would otherwise select in silence).
     """
     names = list(names)
     for called, patterns in ((option, include), ("--exclude", exclude)):
         for pattern in patterns:
+            if not pattern:
+                raise SelectionError(f"{called} was given an empty pattern, which would match everything")
             if not any(matches(n, pattern) for n in names):
                 example = f", such as {names[0]!r}" if names else ""
                 raise SelectionError(f"{called} {pattern!r} matches none of the {len(names)} tensors{example}")

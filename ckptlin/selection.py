@@ -62,10 +62,10 @@ def select_rows(available: Sequence[int], window: str | None) -> tuple[int, ...]
     for step in wanted:
         if step not in available:
             raise SelectionError(
-                f"step {step} of --steps {window} does not exist; there are {describe_steps(available)}"
+                f"step {step} of --steps {window} does not exist among {describe_steps(available)}"
             )
     if not wanted:
-        raise SelectionError(f"--steps {window} selects none of the {describe_steps(available)}")
+        raise SelectionError(f"--steps {window} selects nothing among {describe_steps(available)}")
     return tuple(available.index(step) for step in wanted)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptlin.checkpoints import RunTrajectories, discover
-from ckptlin.errors import CheckpointNotFoundError, NotAStoreError
+from ckptlin.errors import CheckpointNotFoundError, InputError, NotAStoreError
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import ROOT_KEY
 from ckptlin.store.store import TrajectoryStore
@@ -25,14 +25,23 @@ def open_source(
     ------
     NotAStoreError
         If a single path holds neither.
+    InputError
+        If something else is given beside a store.
     """
-    single = Path(path) if isinstance(path, str | os.PathLike) else Path(path[0]) if len(path) == 1 else None
-    if single is not None and base is None and (single / ROOT_KEY).exists():
-        return TrajectoryStore(single)
+    items = [path] if isinstance(path, str | os.PathLike) else list(path)
+    stores = [item for item in items if (Path(item) / ROOT_KEY).exists()]
+    if stores and len(items) > 1:
+        raise InputError(f"{stores[0]} is a store, which holds a run already; give it alone")
+    if stores and base is not None:
+        raise InputError(
+            f"--base goes with a run, and {stores[0]} is a store; give the base model to `ckptlin ingest`"
+        )
+    if stores:
+        return TrajectoryStore(stores[0])
     try:
-        run = discover(path, base=base, skip_incomplete=skip_incomplete)
+        run = discover(items, base=base, skip_incomplete=skip_incomplete)
     except CheckpointNotFoundError as error:
-        if single is None:
+        if len(items) != 1:
             raise
-        raise NotAStoreError(f"{single} is neither a trajectory store nor a run: {error}") from error
+        raise NotAStoreError(f"{items[0]} is neither a trajectory store nor a run: {error}") from error
     return RunTrajectories(run, partition=blocks_of)

@@ -1,55 +1,16 @@
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import pytest
-import safetensors.numpy
 from hypothesis import settings
 
 from tests.forked import Forked
+from tests.runs import MODEL, save_checkpoint, weights_at
 
 # The first call of a compiled function takes seconds, and no test asserts a time.
 settings.register_profile("ckptlin", deadline=None, print_blob=True)
 settings.load_profile("ckptlin")
-
-MODEL = {
-    "model.embed_tokens.weight": ((12, 4), ml_dtypes.bfloat16),
-    "model.layers.0.mlp.experts.up_proj": ((3, 4, 5), ml_dtypes.bfloat16),
-    "model.layers.0.mlp.up_proj.weight": ((4, 6), np.float32),
-    "model.norm.weight": ((4,), np.float16),
-    "model.scale": ((), np.float64),
-    "model.nothing": ((0, 4), np.float32),
-    "model.counts": ((3,), np.int64),
-}
-CONFIG = {"model_type": "tiny", "architectures": ["TinyForCausalLM"], "tie_word_embeddings": False}
-
-
-def weights_at(step: int, model: Mapping[str, Any] = MODEL) -> dict[str, np.ndarray]:
-    """The weights of a small model that drifts: the same for the same step, whoever asks."""
-    weights = {}
-    for name, (shape, dtype) in model.items():
-        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
-        first = np.random.default_rng(seed).normal(0, 0.02, shape)
-        drift = np.random.default_rng(seed + 1).normal(0, 1e-4, shape)
-        noise = np.random.default_rng((seed, step)).normal(0, 1e-4, shape)
-        values = np.asarray(first + step * drift + noise)
-        weights[name] = (values * 1000 if np.dtype(dtype).kind in "iu" else values).astype(dtype)
-    return weights
-
-
-def save_checkpoint(
-    directory: Path, weights: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = CONFIG
-) -> Path:
-    """Save a model as trainers do: weights in safetensors, and a config.json beside them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(dict(weights), directory / "model.safetensors", metadata={"format": "pt"})
-    if config is not None:
-        (directory / "config.json").write_text(json.dumps(config))
-    return directory
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -54,7 +55,8 @@ class Forked:
 
     def __enter__(self) -> Self:
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", "tests.forked"],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -142,19 +144,29 @@ def _run(request: dict[str, Any], result_fd: int) -> None:
         json.dump(outcome, file)
 
 
-def _serve() -> None:
-    import ckptlin.ingest
-    from ckptlin.kernels import step_delta
-
-    del ckptlin
-    import dask.threaded  # noqa: F401
+def _warm_up() -> None:
+    """Import and compile what an ingest needs, so that no child does it again."""
     import numpy as np
+    import safetensors.numpy
 
-    for word in (np.uint8, np.uint16, np.uint32, np.uint64):
-        bits = np.zeros((2, 2), word)
-        step_delta.delta_encode(bits, 0)
-        step_delta.delta_decode(bits, 0)
+    from ckptlin.ingest import ingest
+    from ckptlin.verify import verify
+
+    widths = {f"w{i}": np.zeros(2, f"u{i}") for i in (1, 2, 4, 8)}
+    with tempfile.TemporaryDirectory() as directory:
+        for step in (1, 2):
+            checkpoint = Path(directory, "run", f"checkpoint-{step}")
+            checkpoint.mkdir(parents=True)
+            safetensors.numpy.save_file(widths, checkpoint / "model.safetensors")
+            verify(ingest(checkpoint, Path(directory, "store"), num_workers=1).store)
+
+
+def _serve() -> None:
+    _warm_up()
+    child = None
     for line in sys.stdin:
+        if child is not None:
+            os.waitpid(child, 0)
         receive, send = os.pipe()
         child = os.fork()
         if child == 0:
@@ -165,10 +177,11 @@ def _serve() -> None:
                 os._exit(0)
         os.close(send)
         print(child, flush=True)  # noqa: T201
-        _, status = os.waitpid(child, 0)
+        # Its process id stays its own, and may be killed, until the next call.
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         with open(receive) as file:
             result = file.read()
-        print(result or json.dumps({"signal": os.WTERMSIG(status)}), flush=True)  # noqa: T201
+        print(result or json.dumps({"signal": ended.si_status}), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ _MARKS_OF_A_MODEL = ("config.json", "ckptlin.json", "*.safetensors")
 
 def already_there(out_dir: Path) -> OutputExistsError:
     """Say that the output is there already."""
-    return OutputExistsError(
-        f"{out_dir} is there already; give another directory, or ask for it to be overwritten"
-    )
+    return OutputExistsError(f"{out_dir} is there already; give another directory, or --overwrite")
 
 
 def check_output(target: Path, out_dir: Path, *, overwrite: bool) -> None:

@@ -211,6 +211,10 @@ def _expand(item: str) -> list[_Candidate]:
         raise CheckpointNotFoundError(
             f"{path} does not exist; give the directory of a run, or STEP=PATH for each checkpoint"
         )
+    if path.is_file() and path.suffix != ".safetensors":
+        raise CheckpointNotFoundError(
+            f"{path} is not a safetensors file; give the directory of a run, or STEP=PATH for each checkpoint"
+        )
     children = _numbered_children(path)
     if any(_find_place(child.path) for child in children):
         return children

@@ -62,7 +62,10 @@ class CheckpointWriter:
     DiskFullError
         If the files do not fit on the disk.
     InputError
-        If two files have one name, a file's name is not plain, or two files hold the same tensor.
+        If two files have one name, a file's name is not plain, or two files hold the same tensor; or if
+        ``out_dir`` would lie in a file.
+    OSError
+        If the directory cannot be written to.
     """
 
     def __init__(self, out_dir: Path, files: Sequence[WeightFilePlan], *, overwrite: bool = False) -> None:
@@ -77,10 +80,17 @@ class CheckpointWriter:
         self._added: set[str] = set()
         self._is_done = False
         check_output(self._target, out_dir, overwrite=overwrite)
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._check_free_space()
         self._partial = partial_name(self._target)
-        self._partial.mkdir()
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._check_free_space()
+            self._partial.mkdir()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{out_dir} cannot be made, because {error.filename} is not a directory; give another name"
+            ) from error
+        except OSError as error:
+            raise self._explain(error, self._target) from error
         try:
             for plan in self._plans:
                 self._create(plan)
@@ -250,8 +260,12 @@ class CheckpointWriter:
             os.close(self._fds.popitem()[1])
 
     def _explain(self, error: OSError, path: Path) -> OSError:
-        if not is_disk_full(error):
+        if isinstance(error, DiskFullError):
             return error
+        if not is_disk_full(error):
+            # By the name that the user gave, not that of the hidden directory.
+            name = "" if path == self._target else path.name
+            return OSError(error.errno, error.strerror, str(self._out_dir / name))
         free = shutil.disk_usage(self._target.parent).free
         return DiskFullError(
             f"the disk is full: {self._out_dir} takes {self.num_bytes} bytes of weights, but {path.name} "

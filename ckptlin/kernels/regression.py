@@ -1,13 +1,16 @@
 """Least squares of every parameter of a block on the training step.
 
-Legend: s step, x = (s − s̄)/sd(s), w weight, p pivot (the weight in the first row), d = w − p, T number of
-rows.  With centred x
+Legend: s step, x = (s − s̄)/sd(s), w weight, p pivot, d = w − p, T number of rows.  With centred x
 
     cov = Σxd − Σx·Σd/T     var = Σd² − (Σd)²/T     R² = cov² / (Σx² · var)
 
-which is Pearson r².  Sums run in float32 inside a group of at most 16 rows and in float64 across groups;
-after the first group the pivot moves to that group's mean, so that the cancellation in ``var`` is bounded by
-1 + T/16 instead of T.  Blocks whose squares leave float32's range are done again in float64 throughout.
+which is Pearson r².  Sums run in float32 inside a group of 16 rows and in float64 across groups.  The pivot is
+the median of the first three weights, and after the 1st, 2nd, 4th, 8th, … group the mean so far: what cancels
+in ``var`` is then at most some ten times what is left, however many rows there are and wherever outliers lie.
+Blocks whose squares leave float32's range are done again in float64 throughout.
+
+Groups of 16 rows, and inside them passes of four, are counted from the first row of all: however the rows come
+in, the same sums are taken in the same order, to the last bit.
 
 Work goes tile by tile: a tile's rows and sums stay in the L1 cache, so a block is read from memory once.
 """
@@ -20,7 +23,7 @@ import numba as nb
 import numpy as np
 
 from ckptlin.dtypes import TensorDType
-from ckptlin.kernels.widen import TAGS, float32_bits, float32_of_bits, widen
+from ckptlin.kernels.widen import TAGS, float64_bits, float64_of_bits, widen
 from ckptlin.populations import PAPER_MIN_DISTINCT, PAPER_MIN_RANGE
 
 __all__ = [
@@ -36,8 +39,9 @@ __all__ = [
 GROUP_ROWS = 16
 NUM_BINS = 1000
 _TILE = 1024
-# float32 squares below this lose digits to subnormals, above it to infinity.
-_SAFE_SQUARES = (1e-26, 1e32)
+_PASS_ROWS = 4
+# Squares below the first lose digits to subnormals, above the second to infinity.
+_SAFE_SQUARES = {np.float32: (1e-26, 1e32), np.float64: (1e-280, 1e300)}
 assert PAPER_MIN_DISTINCT == 4  # noqa: S101 (the distinct counter below holds three values)
 
 
@@ -99,10 +103,10 @@ class Abscissa:
     @classmethod
     def of(cls, steps: Any) -> "Abscissa":
         """Build from at least two distinct steps."""
-        s = np.asarray(steps, dtype=np.float64)
-        mean = float(s.mean())
+        steps = np.asarray(steps)
+        s = (steps - steps[0]).astype(np.float64)  # integers: exact however large the steps are
         scale = float(s.std())
-        return cls(((s - mean) / scale).astype(np.float32), mean, scale)
+        return cls(((s - s.mean()) / scale).astype(np.float32), float(steps[0] + s.mean()), scale)
 
     @property
     def terms(self) -> tuple[int, float, float, float, float]:
@@ -136,54 +140,64 @@ class BlockFit:
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _ulp(value: Any, epsilon: float, smallest: float) -> Any:
-    """One unit in the last place of a float32-representable value (float64 result)."""
-    exponent = (float32_bits(np.float32(value)) >> np.uint32(23)) & np.uint32(0xFF)
-    if exponent < 1:
-        exponent = np.uint32(1)
-    return max(float32_of_bits(np.uint32(exponent << np.uint32(23))) * epsilon, smallest)
+def _ulp(value: float, epsilon: float, smallest: float) -> Any:
+    """One unit in the last place of a value of the element type."""
+    power = float64_of_bits(float64_bits(value) & np.uint64(0x7FF0_0000_0000_0000))
+    return max(power * epsilon, smallest)
 
 
-# Between groups a parameter's state is a column of two arrays: ``state``, ``(7, n) float64``, with pivot, Σd,
-# Σxd, Σd², lowest, highest and last value; and ``words``, ``(6, n)`` of the bits dtype, with the first bits,
-# three distinct values, their number, and the bits that ever changed.  ``group``, ``(6, tile)``, holds the
-# sums of one group; its dtype, float32 or float64, is what they are taken in.  ``element`` is what an element
-# type is to a kernel: (tag, sign bit, unit in the last place of 1, smallest spacing).
+# Between calls a parameter's state is a column of three arrays.  ``totals``, ``(3, n) float64``: Σd, Σxd and
+# Σd² of all finished groups.  ``group``, ``(6, n)``: the pivot, the same sums of the group under way, the
+# lowest and the highest value; its dtype, float32 or float64, is what sums are taken in.  ``words``, ``(7, n)``
+# of the bits dtype: the first and the last bits, three distinct values, their number, the bits that changed.
+#
+# ``element`` is what an element type is to a kernel: (tag, sign bit, unit in the last place of 1, smallest
+# spacing).  ``limits``: the two between which Σd² can be trusted, and the least variation that has an R².
 #
 # Rows are sliced as ``array[t, lo:hi]``: numba types that as contiguous, and only then does LLVM vectorise
 # (measured: 8 to 10 times the speed of slicing two dimensions first).
 
 
 @nb.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _begin(bits: Any, lo: int, hi: int, element: Any, state: Any, words: Any, at: int) -> None:
-    """Start tile ``lo:hi`` from the first row, its state at column ``at``."""
+def _begin(bits: Any, lo: int, hi: int, element: Any, totals: Any, group: Any, words: Any, at: int) -> None:
+    """Start tile ``lo:hi`` from the first rows, its state at column ``at``.
+
+    The pivot is the median of the first three weights: a first checkpoint that lies far from all others (the
+    base model) would double the error.
+    """
     n = hi - lo
     word = bits.dtype.type
+    real = group.dtype.type
     tag, sign, _, _ = element
-    row = bits[0, lo:hi]
-    pivot = state[0, at : at + n]
-    for k in range(1, 4):
-        state[k, at : at + n] = 0.0
-    state[4, at : at + n] = np.inf
-    state[5, at : at + n] = -np.inf
+    num_rows = bits.shape[0]
+    row, second, third = bits[0, lo:hi], bits[min(1, num_rows - 1), lo:hi], bits[min(2, num_rows - 1), lo:hi]
+    pivot = group[0, at : at + n]
     for i in range(n):
-        pivot[i] = widen(row[i], tag)
+        a, b, c = real(widen(row[i], tag)), real(widen(second[i], tag)), real(widen(third[i], tag))
+        smaller, larger = (a, b) if a < b else (b, a)
+        middle = larger if larger < c else c
+        pivot[i] = smaller if smaller > middle else middle
+    for k in range(3):
+        totals[k, at : at + n] = 0.0
+        group[k + 1, at : at + n] = real(0.0)
+    group[4, at : at + n] = real(np.inf)
+    group[5, at : at + n] = real(-np.inf)
     words[0, at : at + n] = row
-    for k in range(1, 4):
+    for k in range(2, 5):
         value = words[k, at : at + n]
         for i in range(n):
             value[i] = word(0) if row[i] == sign else row[i]
-    words[4, at : at + n] = word(1)
-    words[5, at : at + n] = word(0)
+    words[5, at : at + n] = word(1)
+    words[6, at : at + n] = word(0)
 
 
 @nb.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _count_distinct(bits: Any, lo: int, hi: int, sign: Any, words: Any, at: int) -> None:
     n = hi - lo
     word = bits.dtype.type
-    first, moved = words[0, at : at + n], words[5, at : at + n]
-    v0, v1, v2 = words[1, at : at + n], words[2, at : at + n], words[3, at : at + n]
-    distinct = words[4, at : at + n]
+    first, moved = words[0, at : at + n], words[6, at : at + n]
+    v0, v1, v2 = words[2, at : at + n], words[3, at : at + n], words[4, at : at + n]
+    distinct = words[5, at : at + n]
     for t in range(bits.shape[0]):
         row = bits[t, lo:hi]
         for i in range(n):
@@ -195,33 +209,37 @@ def _count_distinct(bits: Any, lo: int, hi: int, sign: Any, words: Any, at: int)
             v1[i] = b if new & (k == word(1)) else v1[i]
             v2[i] = b if new & (k == word(2)) else v2[i]
             distinct[i] = word(k + word(1)) if new & (k <= word(3)) else k
+    words[1, at : at + n] = bits[bits.shape[0] - 1, lo:hi]
 
 
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
-def _add_rows(bits: Any, lo: int, hi: int, tag: Any, x: Any, group: Any) -> None:
-    """Add rows to Σd, Σxd, Σd², lowest, highest of a tile, two rows a pass."""
+def _add_rows(bits: Any, lo: int, hi: int, tag: Any, x: Any, group: Any, at: int) -> None:
+    """Add rows to Σd, Σxd, Σd², lowest, highest of a tile, four rows a pass."""
     n = hi - lo
     real = group.dtype.type
-    pivot = group[0, :n]
-    sum_d, sum_xd, sum_dd = group[1, :n], group[2, :n], group[3, :n]
-    low, high = group[4, :n], group[5, :n]
+    pivot = group[0, at : at + n]
+    sum_d, sum_xd, sum_dd = group[1, at : at + n], group[2, at : at + n], group[3, at : at + n]
+    low, high = group[4, at : at + n], group[5, at : at + n]
     num_rows = bits.shape[0]
-    for t in range(0, num_rows - 1, 2):
-        row, row_after = bits[t, lo:hi], bits[t + 1, lo:hi]
-        xa, xb = real(x[t]), real(x[t + 1])
+    for t in range(0, num_rows - 3, 4):
+        row_a, row_b, row_c, row_d = bits[t, lo:hi], bits[t + 1, lo:hi], bits[t + 2, lo:hi], bits[t + 3, lo:hi]
+        xa, xb, xc, xd = real(x[t]), real(x[t + 1]), real(x[t + 2]), real(x[t + 3])
         for i in range(n):
-            wa, wb = real(widen(row[i], tag)), real(widen(row_after[i], tag))
-            da, db = wa - pivot[i], wb - pivot[i]
-            sum_d[i] += da + db
-            sum_xd[i] += xa * da + xb * db
-            sum_dd[i] += da * da + db * db
-            smaller = wa if wa < wb else wb
-            larger = wb if wa < wb else wa
+            wa, wb = real(widen(row_a[i], tag)), real(widen(row_b[i], tag))
+            wc, wd = real(widen(row_c[i], tag)), real(widen(row_d[i], tag))
+            da, db, dc, dd = wa - pivot[i], wb - pivot[i], wc - pivot[i], wd - pivot[i]
+            sum_d[i] += (da + db) + (dc + dd)
+            sum_xd[i] += (xa * da + xb * db) + (xc * dc + xd * dd)
+            sum_dd[i] += (da * da + db * db) + (dc * dc + dd * dd)
+            smaller, larger = (wa, wb) if wa < wb else (wb, wa)
+            smaller_after, larger_after = (wc, wd) if wc < wd else (wd, wc)
+            smaller = smaller if smaller < smaller_after else smaller_after
+            larger = larger if larger > larger_after else larger_after
             low[i] = smaller if smaller < low[i] else low[i]
             high[i] = larger if larger > high[i] else high[i]
-    if num_rows % 2:
-        row = bits[num_rows - 1, lo:hi]
-        xa = real(x[num_rows - 1])
+    for t in range(num_rows - num_rows % 4, num_rows):
+        row = bits[t, lo:hi]
+        xa = real(x[t])
         for i in range(n):
             wa = real(widen(row[i], tag))
             da = wa - pivot[i]
@@ -233,63 +251,39 @@ def _add_rows(bits: Any, lo: int, hi: int, tag: Any, x: Any, group: Any) -> None
 
 
 @nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _accumulate(
-    bits: Any,
-    lo: int,
-    hi: int,
-    element: Any,
-    x: Any,
-    state: Any,
-    words: Any,
-    at: int,
-    group: Any,
-    repivot: bool,
-) -> None:
-    """Add a group of at most 16 rows of one tile; then pivot to its mean if asked."""
-    n = hi - lo
-    num_rows = bits.shape[0]
+def _close_group(totals: Any, group: Any, at: int, n: int) -> None:
+    """Add the sums of a finished group to the totals."""
     real = group.dtype.type
-    tag, sign, _, _ = element
-    _count_distinct(bits, lo, hi, sign, words, at)
-    for i in range(n):
-        group[0, i] = real(state[0, at + i])
-    group[1:4, :n] = real(0.0)
-    group[4, :n] = real(np.inf)
-    group[5, :n] = real(-np.inf)
-    _add_rows(bits, lo, hi, tag, x, group)
-    for k in range(1, 4):
-        total, part = state[k, at : at + n], group[k, :n]
+    for k in range(3):
+        total, part = totals[k, at : at + n], group[k + 1, at : at + n]
         for i in range(n):
             total[i] += part[i]
-    low, high = state[4, at : at + n], state[5, at : at + n]
-    part_low, part_high = group[4, :n], group[5, :n]
-    last, last_row = state[6, at : at + n], bits[num_rows - 1, lo:hi]
+        group[k + 1, at : at + n] = real(0.0)
+
+
+@nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _move_pivot(num_rows: int, total_x: float, totals: Any, group: Any, at: int, n: int) -> None:
+    """Move the pivot to the mean of the ``num_rows`` rows so far, and the totals with it."""
+    real = group.dtype.type
+    pivot, sum_d = group[0, at : at + n], totals[0, at : at + n]
+    sum_xd, sum_dd = totals[1, at : at + n], totals[2, at : at + n]
     for i in range(n):
-        low[i] = min(low[i], part_low[i])
-        high[i] = max(high[i], part_high[i])
-        last[i] = widen(last_row[i], tag)
-    if repivot:
-        total_x = 0.0
-        for t in range(num_rows):
-            total_x += x[t]
-        pivot, sum_d = state[0, at : at + n], state[1, at : at + n]
-        sum_xd, sum_dd = state[2, at : at + n], state[3, at : at + n]
-        for i in range(n):
-            moved_pivot = np.float64(real(pivot[i] + sum_d[i] / num_rows))
-            shift = moved_pivot - pivot[i]
-            sum_dd[i] += shift * (num_rows * shift - 2.0 * sum_d[i])
-            sum_xd[i] -= shift * total_x
-            sum_d[i] -= num_rows * shift
-            pivot[i] = moved_pivot
+        moved_pivot = real(pivot[i] + sum_d[i] / num_rows)
+        shift = np.float64(moved_pivot) - np.float64(pivot[i])
+        sum_dd[i] += shift * (num_rows * shift - 2.0 * sum_d[i])
+        sum_xd[i] -= shift * total_x
+        sum_d[i] -= num_rows * shift
+        pivot[i] = moved_pivot
 
 
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
-def _solve(abscissa: Any, state: Any, words: Any, at: int, n: int, out: Any) -> None:
+def _solve(abscissa: Any, limits: Any, totals: Any, group: Any, words: Any, at: int, n: int, out: Any) -> None:
     """Write R² (NaN where undefined), slope, variation and intercept of a tile to the rows of ``out``."""
     num_steps, total_x, total_xx, mean, scale = abscissa
-    pivot, sum_d = state[0, at : at + n], state[1, at : at + n]
-    sum_xd, sum_dd = state[2, at : at + n], state[3, at : at + n]
-    moved = words[5, at : at + n]
+    _, _, least = limits
+    pivot, sum_d = group[0, at : at + n], totals[0, at : at + n]
+    sum_xd, sum_dd = totals[1, at : at + n], totals[2, at : at + n]
+    moved = words[6, at : at + n]
     r2, slope, variation, intercept = out[0, :n], out[1, :n], out[2, :n], out[3, :n]
     for i in range(n):
         d_bar = sum_d[i] / num_steps
@@ -297,7 +291,7 @@ def _solve(abscissa: Any, state: Any, words: Any, at: int, n: int, out: Any) -> 
         var = sum_dd[i] - sum_d[i] * d_bar
         per_x = cov / total_xx
         ratio = per_x * (cov / var)
-        defined = (moved[i] != 0) & (var > 0.0)
+        defined = (moved[i] != 0) & (var > least)
         r2[i] = (ratio if ratio < 1.0 else 1.0) if defined else np.nan
         slope[i] = per_x / scale if defined else 0.0
         variation[i] = var if defined else 0.0
@@ -306,26 +300,40 @@ def _solve(abscissa: Any, state: Any, words: Any, at: int, n: int, out: Any) -> 
 
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
 def _total(
-    num_steps: int, element: Any, state: Any, words: Any, at: int, n: int, out: Any, counts: Any, sums: Any
+    num_steps: int,
+    element: Any,
+    limits: Any,
+    totals: Any,
+    group: Any,
+    words: Any,
+    at: int,
+    n: int,
+    out: Any,
+    counts: Any,
+    sums: Any,
 ) -> int:
-    """Add a tile to the counts and sums; return how many parameters need float64 sums."""
+    """Add a tile to the counts and sums; return how many parameters cannot be trusted."""
     tag, _, epsilon, smallest = element
-    first, moved, distinct = words[0, at : at + n], words[5, at : at + n], words[4, at : at + n]
-    sum_dd, last = state[3, at : at + n], state[6, at : at + n]
-    low, high = state[4, at : at + n], state[5, at : at + n]
+    safe_low, safe_high, _ = limits
+    first, last, moved = words[0, at : at + n], words[1, at : at + n], words[6, at : at + n]
+    distinct, sum_dd = words[5, at : at + n], totals[2, at : at + n]
+    low, high = group[4, at : at + n], group[5, at : at + n]
     r2, variation = out[0, :n], out[2, :n]
     unchanged = undefined = above_7 = above_9 = paper = paper_above_7 = paper_above_9 = unsafe = 0
     sum_r2 = sum_r2_paper = update = squares = sum_variation = residual = rounding = 0.0
     for i in range(n):
         value = np.float64(widen(first[i], tag))
-        change = last[i] - value
+        change = np.float64(widen(last[i], tag)) - value
         squares += value * value
         update += change * change
         still = moved[i] == 0
         unchanged += still
         defined = r2[i] == r2[i]
         undefined += (not still) & (not defined)
-        unsafe += (not still) & (not ((sum_dd[i] > _SAFE_SQUARES[0]) & (sum_dd[i] < _SAFE_SQUARES[1])))
+        spread = np.float64(high[i]) - np.float64(low[i])
+        # Squares that are 0 although the values differ have underflowed; comparisons with NaN are false.
+        safe = (sum_dd[i] < safe_high) & ((sum_dd[i] > safe_low) | ((sum_dd[i] == 0.0) & (spread == 0.0)))
+        unsafe += (not still) & (not safe)
         r = r2[i] if defined else 0.0
         sum_r2 += r
         above_7 += r > 0.7
@@ -334,7 +342,7 @@ def _total(
         residual += variation[i] * (1.0 - r)
         ulp = _ulp(value, epsilon, smallest)
         rounding += ulp * ulp if defined else 0.0
-        in_paper = defined & (high[i] - low[i] > PAPER_MIN_RANGE) & (distinct[i] > 3)
+        in_paper = defined & (spread > PAPER_MIN_RANGE) & (distinct[i] > 3)
         out[4, i] = in_paper
         r = r if in_paper else 0.0
         paper += in_paper
@@ -363,7 +371,9 @@ def _total(
 def _finish(
     abscissa: Any,
     element: Any,
-    state: Any,
+    limits: Any,
+    totals: Any,
+    group: Any,
     words: Any,
     at: int,
     lo: int,
@@ -376,10 +386,11 @@ def _finish(
     slope_map: Any,
     intercept_map: Any,
 ) -> int:
-    """Turn a tile's sums into figures; return how many parameters need float64 sums."""
+    """Turn a tile's sums into figures; return how many parameters cannot be trusted."""
     n = hi - lo
-    _solve(abscissa, state, words, at, n, out)
-    unsafe: int = _total(abscissa[0], element, state, words, at, n, out, counts, sums)
+    _close_group(totals, group, at, n)
+    _solve(abscissa, limits, totals, group, words, at, n, out)
+    unsafe: int = _total(abscissa[0], element, limits, totals, group, words, at, n, out, counts, sums)
     r2, in_paper = out[0, :n], out[4, :n]
     for i in range(n):
         if r2[i] == r2[i]:
@@ -396,23 +407,33 @@ def _finish(
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _begin_all(bits: Any, element: Any, state: Any, words: Any) -> None:
-    for lo in range(0, bits.shape[1], _TILE):
-        _begin(bits, lo, min(lo + _TILE, bits.shape[1]), element, state, words, lo)
+def _accumulate_all(
+    bits: Any, element: Any, x: Any, rows_so_far: Any, totals: Any, group: Any, words: Any
+) -> None:
+    """Add the next rows, all of one group, to a block's state.
 
-
-@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _accumulate_all(bits: Any, element: Any, x: Any, state: Any, words: Any, group: Any, repivot: bool) -> None:
+    ``rows_so_far``: (their number, Σx, whether they end a group, whether to move the pivot).
+    """
+    num_rows, total_x, closes, moves = rows_so_far
     for lo in range(0, bits.shape[1], _TILE):
         hi = min(lo + _TILE, bits.shape[1])
-        _accumulate(bits, lo, hi, element, x, state, words, lo, group, repivot)
+        if num_rows == 0:
+            _begin(bits, lo, hi, element, totals, group, words, lo)
+        if closes:
+            _close_group(totals, group, lo, hi - lo)
+        if moves:
+            _move_pivot(num_rows, total_x, totals, group, lo, hi - lo)
+        _count_distinct(bits, lo, hi, element[1], words, lo)
+        _add_rows(bits, lo, hi, element[0], x, group, lo)
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _finish_all(
     abscissa: Any,
     element: Any,
-    state: Any,
+    limits: Any,
+    totals: Any,
+    group: Any,
     words: Any,
     counts: Any,
     sums: Any,
@@ -426,7 +447,22 @@ def _finish_all(
     for lo in range(0, words.shape[1], _TILE):
         hi = min(lo + _TILE, words.shape[1])
         unsafe += _finish(
-            abscissa, element, state, words, lo, lo, hi, out, counts, sums, histogram, r2, slope, intercept
+            abscissa,
+            element,
+            limits,
+            totals,
+            group,
+            words,
+            lo,
+            lo,
+            hi,
+            out,
+            counts,
+            sums,
+            histogram,
+            r2,
+            slope,
+            intercept,
         )
     return unsafe
 
@@ -437,6 +473,7 @@ def _whole(
     element: Any,
     x: Any,
     abscissa: Any,
+    limits: Any,
     group: Any,
     counts: Any,
     sums: Any,
@@ -445,17 +482,33 @@ def _whole(
     slope: Any,
     intercept: Any,
 ) -> int:
-    """All three at once for a block of one group: its sums never leave the cache."""
-    state = np.empty((7, _TILE), np.float64)
-    words = np.empty((6, _TILE), bits.dtype)
+    """Do all at once for a block of one group, whose sums never leave the cache; ``group`` is a tile wide."""
+    totals = np.empty((3, _TILE), np.float64)
+    words = np.empty((7, _TILE), bits.dtype)
     out = np.empty((5, _TILE), np.float64)
     unsafe = 0
     for lo in range(0, bits.shape[1], _TILE):
         hi = min(lo + _TILE, bits.shape[1])
-        _begin(bits, lo, hi, element, state, words, 0)
-        _accumulate(bits, lo, hi, element, x, state, words, 0, group, False)
+        _begin(bits, lo, hi, element, totals, group, words, 0)
+        _count_distinct(bits, lo, hi, element[1], words, 0)
+        _add_rows(bits, lo, hi, element[0], x, group, 0)
         unsafe += _finish(
-            abscissa, element, state, words, 0, lo, hi, out, counts, sums, histogram, r2, slope, intercept
+            abscissa,
+            element,
+            limits,
+            totals,
+            group,
+            words,
+            0,
+            lo,
+            hi,
+            out,
+            counts,
+            sums,
+            histogram,
+            r2,
+            slope,
+            intercept,
         )
     return unsafe
 
@@ -470,6 +523,8 @@ def _element(dtype: TensorDType) -> tuple[Any, Any, float, float]:
 class BlockRegression:
     """The regression of one block, fed with groups of rows in the order of the steps.
 
+    How the rows are grouped makes no difference to the result, not in the last bit.
+
     Parameters
     ----------
     dtype : TensorDType
@@ -483,7 +538,9 @@ class BlockRegression:
 
     Notes
     -----
-    Memory: 80 to 100 bytes a parameter between groups; nothing when `fit` takes all rows at once.
+    Memory between groups: `state_bytes` for each parameter; nothing when `fit` takes up to 16 rows at once.
+
+    float64 weights whose movement is below 1e-140 count as undefined: their squares are beyond float64.
     """
 
     def __init__(
@@ -496,33 +553,43 @@ class BlockRegression:
         careful: bool = False,
     ) -> None:
         self._abscissa = abscissa
-        real = np.float64 if careful or dtype.zarr == "float64" else np.float32
-        self._group = np.empty((6, _TILE), real)
+        self._real = np.float64 if careful or dtype.zarr == "float64" else np.float32
+        low, high = _SAFE_SQUARES[self._real]
+        self._limits = (-1.0, high, low) if self._real is np.float64 else (low, high, 0.0)
         self._element = _element(dtype)
         self._dtype = dtype
         self._num_params = num_params
         self._maps = frozenset(maps)
-        self._rows_seen = 0
-        self._state: np.ndarray[Any, Any] | None = None
-        self._words: np.ndarray[Any, Any] | None = None
+        self._rows_summed = 0
+        self._num_held = 0
+        self._held = np.empty((0, 0), dtype.bits)
+        self._state: tuple[Any, ...] = ()
+
+    @staticmethod
+    def state_bytes(dtype: TensorDType) -> int:
+        """Bytes for each parameter that are kept between groups of rows."""
+        # The sums of `_accumulate_all`, in float64 at worst, and the rows that wait for a pass.
+        return 9 * 8 + (7 + _PASS_ROWS) * dtype.itemsize
 
     def add(self, bits: np.ndarray[Any, Any]) -> None:
-        """Add the next rows, ``(num_rows, num_params)`` of the bits dtype."""
-        if self._state is None:
-            self._state = np.empty((7, self._num_params), np.float64)
-            self._words = np.empty((6, self._num_params), self._dtype.bits)
-            _begin_all(bits, self._element, self._state, self._words)
-        for lo in range(0, bits.shape[0], GROUP_ROWS):
-            group = bits[lo : lo + GROUP_ROWS]
-            x = self._abscissa.x[self._rows_seen : self._rows_seen + group.shape[0]]
-            first = self._rows_seen == 0
-            _accumulate_all(group, self._element, x, self._state, self._words, self._group, first)
-            self._rows_seen += group.shape[0]
+        """Add the next rows, ``(num_rows, num_params)`` of the bits dtype, C-contiguous."""
+        if self._num_held:
+            taken = bits[: _PASS_ROWS - self._num_held]
+            self._hold(taken)
+            bits = bits[len(taken) :]
+            if self._num_held < _PASS_ROWS:
+                return
+            self._accumulate(self._held)
+            self._num_held = 0
+        num_rest = len(bits) % _PASS_ROWS
+        self._accumulate(bits[: len(bits) - num_rest])
+        self._hold(bits[len(bits) - num_rest :])
 
     def finish(self) -> tuple[BlockFit, bool]:
         """Return the figures, and whether they can be trusted (else run again with ``careful``)."""
+        self._accumulate(self._held[: self._num_held])
         result, outputs = self._outputs()
-        unsafe = _finish_all(self._abscissa.terms, self._element, self._state, self._words, *outputs)
+        unsafe = _finish_all(self._abscissa.terms, self._element, self._limits, *self._state, *outputs)
         return result, self._trusted(result, unsafe)
 
     def fit(self, bits: np.ndarray[Any, Any]) -> tuple[BlockFit, bool]:
@@ -532,8 +599,38 @@ class BlockRegression:
             return self.finish()
         result, outputs = self._outputs()
         abscissa = self._abscissa
-        unsafe = _whole(bits, self._element, abscissa.x, abscissa.terms, self._group, *outputs)
+        group = np.empty((6, _TILE), self._real)
+        unsafe = _whole(bits, self._element, abscissa.x, abscissa.terms, self._limits, group, *outputs)
         return result, self._trusted(result, unsafe)
+
+    def _hold(self, bits: np.ndarray[Any, Any]) -> None:
+        """Keep rows until there are enough for a pass."""
+        if not len(bits):
+            return
+        if not self._held.size:
+            self._held = np.empty((_PASS_ROWS, self._num_params), self._dtype.bits)
+        self._held[self._num_held : self._num_held + len(bits)] = bits
+        self._num_held += len(bits)
+
+    def _accumulate(self, bits: np.ndarray[Any, Any]) -> None:
+        """Sum rows, a multiple of `_PASS_ROWS` of them unless they are the last."""
+        if not self._state:
+            self._state = (
+                np.empty((3, self._num_params), np.float64),
+                np.empty((6, self._num_params), self._real),
+                np.empty((7, self._num_params), self._dtype.bits),
+            )
+        while len(bits):
+            n = self._rows_summed
+            num_groups, num_open = divmod(n, GROUP_ROWS)
+            closes = n > 0 and num_open == 0
+            moves = closes and num_groups.bit_count() == 1
+            so_far = (n, float(self._abscissa.x[:n].sum(dtype=np.float64)), closes, moves)
+            part = bits[: GROUP_ROWS - num_open]
+            x = self._abscissa.x[n : n + len(part)]
+            _accumulate_all(part, self._element, x, so_far, *self._state)
+            self._rows_summed += len(part)
+            bits = bits[len(part) :]
 
     def _outputs(self) -> tuple[BlockFit, tuple[Any, ...]]:
         value_type = np.float64 if self._dtype.zarr == "float64" else np.float32

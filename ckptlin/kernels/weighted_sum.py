@@ -13,7 +13,7 @@ import numpy as np
 from ckptlin.dtypes import TensorDType
 from ckptlin.kernels.widen import TAGS, float32_bits, float32_of_bits, widen
 
-__all__ = ["BlockSum", "RoundedBlock"]
+__all__ = ["BlockSum", "RoundedBlock", "round_once"]
 
 _TILE = 2048
 
@@ -69,6 +69,9 @@ def _round_to_odd(values: Any, out: Any) -> None:
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _round_to_bfloat16(values: Any, out: Any) -> None:
     for i in range(values.size):
+        if values[i] != values[i]:
+            out[i] = np.uint16(0x7FC0)  # added to, a payload of ones would run over into zero
+            continue
         bits = _to_odd(values[i])
         half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         out[i] = np.uint16((bits + half) >> np.uint32(16))
@@ -85,12 +88,15 @@ class RoundedBlock:
     num_lost : int
         Parameters that were predicted to differ from the last checkpoint, and do not after rounding.
     num_overflowed : int
-        Parameters whose prediction is finite and beyond the range of the output dtype.
+        Values that are not finite.
+    is_finite : bool
+        Whether all predictions were finite, also those that ``keep`` set aside, before they were rounded.
     """
 
     values: np.ndarray[Any, Any]
     num_lost: int
     num_overflowed: int
+    is_finite: bool
 
 
 class BlockSum:
@@ -105,17 +111,21 @@ class BlockSum:
 
     Notes
     -----
-    The accumulator is float64: 8 bytes a parameter.
+    The accumulator is float64: 8 bytes a parameter.  It begins at −0.0, which changes nothing that it is added
+    to.
     """
 
     def __init__(self, dtype: TensorDType, reference: np.ndarray[Any, Any]) -> None:
         self._tag = TAGS[dtype.zarr]
         self._dtype = dtype
         self._reference = reference
-        self._total = np.zeros(reference.size, np.float64)
+        self._total = np.full(reference.size, -0.0)
 
     def add(self, bits: np.ndarray[Any, Any], coefficients: np.ndarray[Any, Any]) -> None:
-        """Add rows, ``(num_rows, num_params)`` bits, with their coefficients, ``(num_rows,) float64``."""
+        """Add rows, ``(num_rows, num_params)`` bits, with their coefficients, ``(num_rows,) float64``.
+
+        The reference row adds nothing: give its coefficient as 0, and a lone −0.0 stays one.
+        """
         _add_rows(bits, coefficients, self._reference, self._tag, self._total)
 
     def finish(
@@ -134,30 +144,31 @@ class BlockSum:
         """
         _finish(self._reference, self._tag, self._total)
         total = self._total
-        last_values = last.view(self._dtype.numpy)
-        values = _round(total, dtype)
-        as_last = last_values if dtype == self._dtype else last_values.astype(dtype.numpy)
-        overflowed = np.isfinite(total) & ~np.isfinite(values)
-        same = values == as_last
-        lost = same & (total != last_values.astype(np.float64))
-        if keep is not None:
-            values[keep] = as_last[keep]
-            lost &= ~keep
-            overflowed &= ~keep
-        return RoundedBlock(values, int(lost.sum()), int(overflowed.sum()))
+        is_finite = bool(np.isfinite(total).all())
+        with np.errstate(invalid="ignore"):  # signalling NaN, of which the caller is told
+            last_values = last.view(self._dtype.numpy).astype(np.float64)
+            if keep is not None:
+                total[keep] = last_values[keep]
+            values = round_once(total, dtype)
+            as_last = last.view(self._dtype.numpy) if dtype == self._dtype else round_once(last_values, dtype)
+            lost = (values == as_last) & (total != last_values)
+        return RoundedBlock(values, int(lost.sum()), int((~np.isfinite(values)).sum()), is_finite)
 
 
-def _round(total: np.ndarray[Any, Any], dtype: TensorDType) -> np.ndarray[Any, Any]:
-    """Round float64 once to a dtype."""
+def round_once(values: np.ndarray[Any, Any], dtype: TensorDType) -> np.ndarray[Any, Any]:
+    """Round float64 to the nearest number of a dtype, ties to even; beyond its range lies infinity.
+
+    (The cast of ml_dtypes goes by way of float32, and so rounds twice.)
+    """
     if dtype.zarr == "float64":
-        return total.copy()
+        return values.copy()
     with np.errstate(over="ignore"):
         if dtype.zarr == "float32":
-            return total.astype(np.float32)
+            return values.astype(np.float32)
         if dtype.zarr == "bfloat16":
-            bits = np.empty(total.size, np.uint16)
-            _round_to_bfloat16(total, bits)
+            bits = np.empty(values.size, np.uint16)
+            _round_to_bfloat16(values, bits)
             return bits.view(dtype.numpy)
-        odd = np.empty(total.size, np.float32)
-        _round_to_odd(total, odd)
+        odd = np.empty(values.size, np.float32)
+        _round_to_odd(values, odd)
         return odd.astype(dtype.numpy)

@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-__all__ = ["TAGS", "float32_bits", "float32_of_bits", "float64_of_bits", "widen"]
+__all__ = ["TAGS", "float32_bits", "float32_of_bits", "float64_bits", "float64_of_bits", "widen"]
 
 # numba has no float16; 64 Ki entries of float32 stay in the L2 cache.
 _FLOAT16_VALUES = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16).astype(np.float32)
@@ -40,6 +40,16 @@ def float64_of_bits(typingctx: Any, bits: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.float64))
 
     return types.float64(types.uint64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float64_bits(typingctx: Any, value: Any) -> Any:
+    """Reinterpret a float64 as a uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.uint64))
+
+    return types.uint64(types.float64), codegen
 
 
 # What a kernel is compiled for must show in the *types* of its arguments, or numba cannot keep the compiled

@@ -38,4 +38,5 @@ class Method(Protocol):
 def check_steps(name: str, steps: np.ndarray[Any, Any], at_least: int = 2) -> None:
     """Raise `InputError` if a method has fewer checkpoints than it needs."""
     if steps.size < at_least:
-        raise InputError(f"method {name} needs at least {at_least} checkpoints, and {steps.size} were selected")
+        selected = "only one was" if steps.size == 1 else f"only {steps.size} were"
+        raise InputError(f"method {name} needs at least {at_least} checkpoints, and {selected} selected")

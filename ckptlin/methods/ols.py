@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ckptlin.methods.base import check_steps
+from ckptlin.methods.two_point import two_point
 
 __all__ = ["anchored", "ols"]
 
@@ -15,6 +16,7 @@ def ols(
     """Extend the least-squares line through all checkpoints.
 
     a_t = 1/T + (s_t − s̄)(s − s̄)/S, S = Σ(s_t − s̄)²: the value of the fit at s, written in the weights.
+    Through two checkpoints there is one line, and its coefficients are those of `two_point` to the last bit.
 
     Examples
     --------
@@ -22,6 +24,8 @@ def ols(
     array([-0.66666667,  0.33333333,  1.33333333])
     """
     check_steps("ols", steps)
+    if steps.size == 2:
+        return two_point(steps, target, gram)
     centred = steps - steps.mean()
     coefficients: np.ndarray[Any, Any] = 1.0 / steps.size + centred * (target - steps.mean()) / (
         centred @ centred

@@ -188,7 +188,7 @@ class StoreRecord:
         Raises
         ------
         NotAStoreError
-            If the document is not that of a trajectory store.
+            If the document is not that of a trajectory store, or is damaged.
         StoreVersionError
             If it was written in a newer format.
         """
@@ -199,11 +199,21 @@ class StoreRecord:
                 f"{location} has a zarr.json, but is not a trajectory store made by `ckptlin ingest`"
             )
         version = attributes["format_version"]
-        if version > FORMAT_VERSION:
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise StoreVersionError(
                 f"{location} has store format {version}, and this ckptlin reads up to {FORMAT_VERSION}; "
                 "upgrade ckptlin"
             )
+        try:
+            return cls._from_attributes(attributes)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise NotAStoreError(
+                f"{location} has a zarr.json that lacks or garbles what a trajectory store says of itself "
+                f"({type(error).__name__}: {error}); restore the file, or ingest the run into a new store"
+            ) from error
+
+    @classmethod
+    def _from_attributes(cls, attributes: Mapping[str, Any]) -> "StoreRecord":
         tensors = tuple(
             TensorSpec(t["name"], from_zarr(t["dtype"]), tuple(t["shape"])) for t in attributes["tensors"]
         )

@@ -59,16 +59,19 @@ class StepDelta(ArrayArrayCodec):
         return replace(chunk_spec, dtype=get_data_type_from_native_dtype(bits), fill_value=bits.type(0))
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> NDBuffer | None:
-        values: Any = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
-        bits = values.view(bits_dtype(values.dtype))
-        delta_encode(bits.reshape(bits.shape[0], -1), order_kind(values.dtype))
+        # An array made in this process may be big-endian in memory; what is stored never is.
+        dtype = chunk_spec.dtype.to_native_dtype().newbyteorder("<")
+        values: Any = np.array(chunk_data.as_ndarray_like(), dtype, order="C", copy=True)
+        bits = values.view(bits_dtype(dtype))
+        delta_encode(bits.reshape(bits.shape[0], -1), order_kind(dtype))
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(bits)
 
     async def _decode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> NDBuffer:
         dtype = chunk_spec.dtype.to_native_dtype()
         bits: Any = np.array(chunk_data.as_ndarray_like(), order="C", copy=True)
         delta_decode(bits.reshape(bits.shape[0], -1), order_kind(dtype))
-        return chunk_spec.prototype.nd_buffer.from_ndarray_like(bits.view(dtype))
+        values = bits.view(dtype.newbyteorder("<")).astype(dtype, copy=False)
+        return chunk_spec.prototype.nd_buffer.from_ndarray_like(values)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """Return the same size: the codec keeps shape and width."""

@@ -233,12 +233,13 @@ class TrajectoryStore:
             fit = self.fit_record(name)
             for prefix in (fit_prefix(name), f"{STAGED_FITS}/{encode_name(name)}"):
                 data = self.files.read(f"{prefix}/{ROOT_KEY}")
-                if data is not None and json.loads(data)["attributes"]["ckptlin"]["id"] == fit.id:
+                if data is not None and _fit_id(data) == fit.id:
                     self._fit_roots[name] = prefix
                     break
             else:
                 raise StaleFitError(
-                    f"fit {name!r} of {self.location} is being replaced by another process; run this again"
+                    f"fit {name!r} of {self.location} is not where it should be: another process is replacing "
+                    f"it, or it was damaged; run this again, or `ckptlin fit {self.location} --name {name}`"
                 )
         return self._fit_roots[name]
 
@@ -271,6 +272,14 @@ def describe_steps(steps: Sequence[int]) -> str:
     if not steps:
         return "no steps"
     return f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, {steps[0]} to {steps[-1]}"
+
+
+def _fit_id(document: bytes) -> Any:
+    """Return the id that a fit's group gives, None if it is garbled."""
+    try:
+        return json.loads(document)["attributes"]["ckptlin"]["id"]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _span(steps: Sequence[int]) -> str:

@@ -9,8 +9,8 @@ written again with more.  A journal of finished chunks lets the next run go on w
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ckptlin.atomic import exchange, replace_directory, sync_directory
-from ckptlin.errors import NotAStoreError, StoreLockedError
+from ckptlin.atomic import exchange, is_disk_full, replace_directory, sync_directory
+from ckptlin.errors import DiskFullError, NotAStoreError, StoreLockedError
 from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import encode_plain
 from ckptlin.store.files import StoreFiles
@@ -38,9 +38,18 @@ from ckptlin.store.metadata import (
 )
 from ckptlin.store.store import STAGED_FITS, TrajectoryStore, chunk_key, fit_prefix
 
-__all__ = ["StoreWriter"]
+__all__ = ["StoreWriter", "sweep_leftovers"]
 
 JOURNAL = ".journal"
+
+
+def sweep_leftovers(path: Path) -> None:
+    """Remove what a writer left that was killed right after its commit; unless another one is writing."""
+    with suppress(StoreLockedError):
+        writer = StoreWriter(path, fresh=False)
+        if (writer.root / JOURNAL).exists() or writer.beside.exists():
+            with writer:
+                pass
 
 
 class StoreWriter:
@@ -64,14 +73,14 @@ class StoreWriter:
         self.location = str(path)
         self.path = Path(os.path.realpath(path))
         self.fresh = fresh
-        self._beside = self.path.with_name(f".{self.path.name}.ingesting")
-        self.root = self._beside if fresh else self.path
+        self.beside = self.path.with_name(f".{self.path.name}.ingesting")
+        self.root = self.beside if fresh else self.path
         self.files = StoreFiles(self.root)
         self._exit = ExitStack()
         self._journal_fd: int | None = None
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
+        with self._explaining_a_full_disk(), ExitStack() as stack:
             if (self.path / ROOT_KEY).exists():
                 stack.enter_context(writer_lock(self.path, self.location))
             elif self.path.is_dir() and any(self.path.iterdir()):
@@ -92,13 +101,15 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._exit:
+        with self._exit, self._explaining_a_full_disk():
             self._close_journal()
             # After a kill or Ctrl-C what is finished stays for the next run to go on with.
-            if kind is not None and issubclass(kind, Exception):
+            if isinstance(error, Exception):
                 self.abandon()
                 if self.fresh:
                     shutil.rmtree(self.root)
+                if isinstance(error, OSError):
+                    raise error
 
     def check_follows(self, num_commits: int) -> None:
         """Check that the store is as it was after ``num_commits`` commits, 0 for none yet.
@@ -114,6 +125,11 @@ class StoreWriter:
 
     def begin(self, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Start writing chunks, or go on where a killed writer with the same identity stopped.
+
+        Parameters
+        ----------
+        identity : mapping
+            What is written, and ``commit``, the number of the commit that it follows.
 
         Returns
         -------
@@ -152,7 +168,7 @@ class StoreWriter:
             padded = np.zeros(STEP_CHUNK, np.int64)
             part = steps[lo : lo + STEP_CHUNK]
             padded[: len(part)] = part
-            self.files.write(chunk_key(f"{group}/step", (index,)), encode_plain(padded, STEP_COMPRESSOR))
+            self._write_if_other(chunk_key(f"{group}/step", (index,)), encode_plain(padded, STEP_COMPRESSOR))
 
     def commit(self, record: StoreRecord) -> TrajectoryStore:
         """Write all metadata, the root last, and make the store visible under its name."""
@@ -225,22 +241,44 @@ class StoreWriter:
         record = self._committed()
         if (self.root / JOURNAL).exists():
             self._restore(record)
-        if (self._beside / ROOT_KEY).exists() and not (self._beside / JOURNAL).exists():
-            shutil.rmtree(self._beside)  # the former store, whose writer died before it had removed it
+            if self._journal_commit() != record.commit:
+                self.abandon()  # its writer died after it had committed
+        if self.beside.is_dir() and not (self.beside / JOURNAL).exists():
+            shutil.rmtree(self.beside)  # the former store, whose writer died before it had removed it
         for name, fit in record.fits.items():
             staged, committed = self.staged_fit(name), fit_prefix(name)
             if self._fit_id(committed) != fit.id and self._fit_id(staged) == fit.id:
                 exchange(self.root / staged, self.root / committed)
         self.files.remove_tree(STAGED_FITS)
 
+    @contextmanager
+    def _explaining_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(
+                    f"the disk is full: {self.location} could not be written; free some space on its file system "
+                    "and run the command again"
+                ) from error
+            raise
+
     def _restore(self, record: StoreRecord) -> None:
         """Take back the metadata and the files of an append that was not committed."""
+        self.write_steps("weights", record.steps)
         for path, node in nodes_of(record).items():
             if not path.startswith("fits/"):
                 self._write_if_other(f"{path}/zarr.json", dump(node))
         for entry in (self.root / "files").iterdir():
             if entry.is_dir() and entry.name not in record.blobs:
                 self.files.remove_tree(f"files/{entry.name}")
+
+    def _journal_commit(self) -> int | None:
+        """Return the commit number that the journal's writer began from."""
+        try:
+            return json.loads((self.root / JOURNAL).read_text().split("\n")[0])["commit"]
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def _fit_id(self, prefix: str) -> str | None:
         data = self.files.read(f"{prefix}/{ROOT_KEY}")

@@ -3,8 +3,8 @@
 import click
 
 from ckptlin.memory import format_bytes
+from ckptlin_cli.options import budget_options, json_option, out_option, print_json, quiet_option
 from ckptlin_cli.options import command as make_command
-from ckptlin_cli.options import json_option, print_json, quiet_option
 from ckptlin_cli.progress import progress_bars
 from ckptlin_cli.tables import echo_pairs
 
@@ -20,16 +20,34 @@ __all__ = ["command"]
 )
 @click.argument("store", type=click.Path())
 @click.option("--step", type=int, required=True, help="An ingested step.")
-@click.option("--out", "out_dir", type=click.Path(), required=True, help="Directory of the checkpoint.")
+@out_option
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
+@budget_options
 @json_option
 @quiet_option
-def command(store: str, step: int, out_dir: str, overwrite: bool, as_json: bool, quiet: bool) -> None:
+def command(
+    store: str,
+    step: int,
+    out_dir: str,
+    overwrite: bool,
+    memory: int | None,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Give an ingested checkpoint back, bit for bit, with its configuration and tokenizer."""
     from ckptlin.export import export
     from ckptlin.store.store import TrajectoryStore
 
-    result = export(TrajectoryStore(store), step, out_dir, overwrite=overwrite, progress=progress_bars(quiet))
+    result = export(
+        TrajectoryStore(store),
+        step,
+        out_dir,
+        overwrite=overwrite,
+        memory_bytes=memory,
+        num_workers=workers,
+        progress=progress_bars(quiet),
+    )
     if as_json:
         print_json(result.to_dict())
         return

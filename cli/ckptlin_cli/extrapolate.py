@@ -9,13 +9,14 @@ from ckptlin_cli.options import (
     SIZE,
     json_option,
     memory_options,
+    out_option,
     print_json,
     quiet_option,
     source_options,
     steps_option,
 )
 from ckptlin_cli.options import command as make_command
-from ckptlin_cli.progress import progress_bars
+from ckptlin_cli.progress import note_skipped, progress_bars
 from ckptlin_cli.tables import echo_pairs, percent
 
 __all__ = ["command"]
@@ -30,7 +31,7 @@ __all__ = ["command"]
 )
 @click.argument("source", nargs=-1, required=True, metavar="STORE|RUN|STEP=PATH...")
 @click.option("--step", "target", type=int, required=True, help="Step to predict.")
-@click.option("--out", "out_dir", type=click.Path(), required=True, help="Directory of the checkpoint.")
+@out_option
 @click.option("--method", default="ols", show_default=True, help="See `ckptlin methods`.")
 @steps_option
 @click.option("--from", "from_step", type=int, metavar="STEP", help="First checkpoint of two-point.")
@@ -80,11 +81,14 @@ def command(
 
     It loads with transformers and vLLM as any other; ckptlin.json and the model card say how it was made.
     """
+    from ckptlin.checkpoints import RunTrajectories
     from ckptlin.extrapolate import extrapolate, plan_extrapolation
     from ckptlin.source import open_source
 
     opened = open_source(source, base=base, skip_incomplete=skip_incomplete)
     progress = progress_bars(quiet)
+    if isinstance(opened, RunTrajectories):
+        note_skipped(progress, opened.skipped)
     options: dict[str, Any] = {
         "method": method,
         "steps": steps,

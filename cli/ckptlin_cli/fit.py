@@ -16,7 +16,7 @@ from ckptlin_cli.options import (
     source_options,
     steps_option,
 )
-from ckptlin_cli.progress import progress_bars
+from ckptlin_cli.progress import note_skipped, progress_bars
 from ckptlin_cli.tables import echo_pairs, echo_table, percent, quantity, write_csv
 
 __all__ = ["command"]
@@ -63,8 +63,13 @@ _HEADER = (
     help="Rows of the table.",
 )
 @click.option(
-    "--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="Write every figure as CSV."
+    "--csv",
+    "csv_path",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write every figure as CSV.",
 )
+@click.option("--no-keep", is_flag=True, help="Do not keep the fit in the store; it is then only read.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random walks of the null.")
 @source_options
 @memory_options
@@ -79,6 +84,7 @@ def command(
     maps: str | None,
     by: str,
     csv_path: Path | None,
+    no_keep: bool,
     seed: int,
     base: str | None,
     skip_incomplete: bool,
@@ -93,12 +99,18 @@ def command(
     Beside each figure stands the null: what random walks over the same steps, on the same dtype grid, would
     show.  A store keeps the fit under its name; a run is read once, and nothing is kept.
     """
+    from ckptlin.checkpoints import RunTrajectories
+    from ckptlin.errors import InputError
     from ckptlin.fit import fit, parse_maps, plan_fit
     from ckptlin.source import open_source
     from ckptlin.store.store import TrajectoryStore, describe_steps
 
+    if csv_path is not None and not csv_path.absolute().parent.is_dir():
+        raise InputError(f"--csv {csv_path} lies in no directory that exists; make {csv_path.parent} first")
     opened = open_source(source, base=base, skip_incomplete=skip_incomplete)
     progress = progress_bars(quiet)
+    if isinstance(opened, RunTrajectories):
+        note_skipped(progress, opened.skipped)
     options: dict[str, Any] = {
         "name": name,
         "steps": steps,
@@ -122,7 +134,7 @@ def command(
             ]
         )
         return
-    result = fit(opened, **options, seed=seed, progress=progress)
+    result = fit(opened, **options, seed=seed, keep=not no_keep, progress=progress)
     summary = result.summary
     if csv_path is not None:
         write_csv(csv_path, summary.to_rows())
@@ -144,8 +156,8 @@ def command(
     )
     if len(summary.steps) == 2:
         click.echo("With two steps every line fits: R² says nothing here.")
-    where = "nothing is kept of a fit of a run"
-    if isinstance(opened, TrajectoryStore):
+    where = "not kept"
+    if isinstance(opened, TrajectoryStore) and not no_keep:
         kept = ", ".join(f"{name} ({dtype})" for name, dtype in result.maps.items()) or "none"
         where = f"kept as fit {result.name!r}, maps: {kept}"
     click.echo(f"\n{format_bytes(result.bytes_in)} of weights in {result.elapsed_s:.1f} s; {where}")

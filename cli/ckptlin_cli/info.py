@@ -4,7 +4,7 @@ import click
 
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import command as make_command
-from ckptlin_cli.options import json_option, print_json
+from ckptlin_cli.options import json_option, print_json, steps_option
 from ckptlin_cli.tables import echo_pairs, quantity
 
 __all__ = ["command"]
@@ -12,13 +12,14 @@ __all__ = ["command"]
 
 @make_command("info", examples=["ckptlin info ./run.store", "ckptlin info ./run.store --json"])
 @click.argument("store", type=click.Path())
+@steps_option
 @json_option
-def command(store: str, as_json: bool) -> None:
-    """Show what a store holds."""
+def command(store: str, steps: str | None, as_json: bool) -> None:
+    """Show what a store holds, and what a fit of it (of --steps, if given) would need."""
     from ckptlin.info import info
     from ckptlin.store.store import TrajectoryStore, describe_steps
 
-    found = info(TrajectoryStore(store))
+    found = info(TrajectoryStore(store), steps=steps)
     if as_json:
         print_json(found.to_dict())
         return

@@ -7,7 +7,7 @@ import click
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import json_option, memory_options, print_json, quiet_option, source_options
-from ckptlin_cli.progress import progress_bars
+from ckptlin_cli.progress import note_skipped, progress_bars
 from ckptlin_cli.tables import echo_pairs
 
 __all__ = ["command"]
@@ -71,6 +71,7 @@ def command(
     if dry_run:
         plan = plan_ingest(run, store, **options)
         with plan.run:
+            note_skipped(progress, plan.run.skipped)
             if as_json:
                 print_json(plan.to_dict())
                 return
@@ -84,8 +85,7 @@ def command(
             )
             return
     result = ingest(run, store, **options)
-    for skipped in result.skipped:
-        progress.note(f"left out incomplete checkpoint step {skipped.step}: {skipped.reason}")
+    note_skipped(progress, result.skipped)
     if as_json:
         print_json(result.to_dict())
         return

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ckptlin._version import __version__
+from ckptlin_cli.options import UsageInOneLine
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -35,6 +36,14 @@ class _Commands(click.Group):
         module = importlib.import_module(f"ckptlin_cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise UsageInOneLine(error, ctx.command_path) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

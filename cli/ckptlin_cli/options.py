@@ -1,10 +1,13 @@
 """Options that several commands share, and how errors and results are shown."""
 
+import errno
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,9 +15,13 @@ from ckptlin.errors import CkptlinError
 from ckptlin.memory import parse_bytes
 
 __all__ = [
+    "SIZE",
+    "UsageInOneLine",
+    "budget_options",
     "command",
     "json_option",
     "memory_options",
+    "out_option",
     "print_json",
     "quiet_option",
     "selection_options",
@@ -25,7 +32,13 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Size(click.ParamType[int]):
+if TYPE_CHECKING:
+    _SizeType = click.ParamType[int]
+else:
+    _SizeType = click.ParamType  # generic since click 8.5 alone
+
+
+class _Size(_SizeType):
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -40,16 +53,34 @@ class _Size(click.ParamType[int]):
 SIZE = _Size()
 
 
+class UsageInOneLine(click.ClickException):
+    """A wrong call of a command, told in one sentence."""
+
+    exit_code = 2
+
+    def __init__(self, error: click.UsageError, path: str) -> None:
+        super().__init__(f"{path}: {error.format_message().rstrip('.')} (see `{path} --help`)")
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, file=file, err=file is None)
+
+
 class _Command(click.Command):
     """A command whose help ends with examples that work."""
 
     examples: Sequence[str] = ()
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise UsageInOneLine(error, ctx.command_path) from error
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
             with formatter.section("Examples"):
-                for example in self.examples:
-                    formatter.write_text(example)
+                for example in self.examples:  # on one line each, however long, to be copied
+                    formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
 def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], click.Command]:
@@ -66,9 +97,10 @@ def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., An
                 click.echo(f"ckptlin {name}: {error}", err=True)
                 sys.exit(2)
             except OSError as error:
-                if debug or error.filename is None:
+                if debug or error.errno == errno.EPIPE:  # click ends quietly when a pipe closes
                     raise
-                click.echo(f"ckptlin {name}: {error.strerror}: {error.filename}", err=True)
+                where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
+                click.echo(f"ckptlin {name}: {error.strerror or error}{where}", err=True)
                 sys.exit(2)
 
         with_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(guarded)
@@ -98,9 +130,28 @@ def steps_option(function: F) -> F:
     )(function)
 
 
-def memory_options(function: F) -> F:
-    """``--memory``, ``--workers`` and ``--dry-run``."""
-    function = click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")(function)
+def out_option(function: F) -> F:
+    """``--out``, a directory."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        if (
+            not value
+        ):  # what an unset variable of the shell becomes; as a path it would be the current directory
+            raise click.BadParameter("it must not be empty", ctx, param)
+        return value
+
+    return click.option(
+        "--out",
+        "out_dir",
+        type=click.Path(),
+        required=True,
+        callback=check,
+        help="Directory of the checkpoint.",
+    )(function)
+
+
+def budget_options(function: F) -> F:
+    """``--memory`` and ``--workers``."""
     function = click.option(
         "--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
     )(function)
@@ -110,6 +161,12 @@ def memory_options(function: F) -> F:
         metavar="SIZE",
         help="Memory to stay within, such as 512MB.  [default: 1GiB, or half of what is free]",
     )(function)
+
+
+def memory_options(function: F) -> F:
+    """``--memory``, ``--workers`` and ``--dry-run``."""
+    function = click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")(function)
+    return budget_options(function)
 
 
 def selection_options(function: F) -> F:
@@ -136,15 +193,15 @@ def source_options(function: F) -> F:
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """Print plain data as JSON on stdout; NaN, which JSON has not, is null."""
-    click.echo(json.dumps(_without_nan(data), indent=2, ensure_ascii=False))
+    """Print plain data as JSON on stdout; NaN and infinity, which JSON has not, are null."""
+    click.echo(json.dumps(_finite(data), indent=2, ensure_ascii=False))
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and value != value:
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [_finite(item) for item in value]
     return value

@@ -1,14 +1,18 @@
 """Progress bars on stderr, one a phase."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from ckptlin.progress import Progress
 
-__all__ = ["progress_bars"]
+if TYPE_CHECKING:
+    from ckptlin.checkpoints import SkippedCheckpoint
+
+__all__ = ["note_skipped", "progress_bars"]
 
 
 class _Bars:
@@ -48,3 +52,9 @@ class _Bars:
 def progress_bars(quiet: bool) -> Progress:
     """Return progress bars, or silence where nobody watches (``--quiet``, or stderr is no terminal)."""
     return _Bars(quiet)
+
+
+def note_skipped(progress: Progress, skipped: "Iterable[SkippedCheckpoint]") -> None:
+    """Say which checkpoints ``--skip-incomplete`` left out, and why."""
+    for item in skipped:
+        progress.note(f"left out incomplete checkpoint step {item.step}: {item.reason}")

@@ -1,5 +1,7 @@
 """The step delta against its specification in docs/store-format.md, written again in integers of Python."""
 
+from itertools import pairwise
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def encode_by_specification(rows, kind, width):
     ordered = [[to_ordered(x, kind, width) for x in row] for row in rows]
     encoded = [
         [zigzag(here - there, width) for here, there in zip(row, after, strict=True)]
-        for row, after in zip(ordered, ordered[1:], strict=False)
+        for row, after in pairwise(ordered)
     ]
     return [*encoded, rows[-1]]
 

@@ -1,0 +1,41 @@
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import pytest
+
+from ckptlin.fit import fit
+from ckptlin.ingest import ingest
+from tests.runs import save_checkpoint, weights_at
+
+MODEL = {
+    "model.embed_tokens.weight": ((12, 4), ml_dtypes.bfloat16),
+    **{
+        f"model.layers.{layer}.{name}.weight": (shape, ml_dtypes.bfloat16)
+        for layer in (0, 1)
+        for name, shape in (("mlp.up_proj", (4, 6)), ("input_layernorm", (4,)))
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def _prepared(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("commands")
+    for step in range(0, 1001, 100):
+        save_checkpoint(root / "run" / f"checkpoint-{step}", weights_at(step, MODEL))
+    for name, step in (("base", 0), ("a", 100), ("b", 200)):
+        save_checkpoint(root / name, weights_at(step, MODEL))
+    fit(ingest(root / "run", root / "run.store").store)
+    return root
+
+
+@pytest.fixture
+def here(_prepared, tmp_path, monkeypatch) -> Path:
+    """The current directory, with what the examples of all commands speak of.
+
+    A run of 11 checkpoints at ``run``, its store with a fit at ``run.store``, three of its checkpoints at
+    ``base``, ``a`` and ``b``.
+    """
+    shutil.copytree(_prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
