@@ -22,7 +22,7 @@ from ckptlin.checkpoints import CheckpointWriter, plan_files
 from ckptlin.dtypes import from_zarr
 from ckptlin.trajectory import TensorSpec
 
-__all__ = ["MODELS", "Architecture", "make_run", "tensor_specs"]
+__all__ = ["MODELS", "Architecture", "calibrate", "make_run", "tensor_specs", "trajectory"]
 
 _PIECE = 1 << 20
 
@@ -95,7 +95,7 @@ def make_run(
 ) -> None:
     """Write the run's checkpoints, ``root/checkpoint-N``, all of them piece by piece at a time."""
     specs = tensor_specs(arch)
-    speed = _calibrate(changed, checkpoints)
+    speed = calibrate(changed, checkpoints)
     plans = plan_files(specs, {t.name: "model.safetensors" for t in specs})
     config = {
         "architectures": ["Qwen2ForCausalLM"],
@@ -115,7 +115,7 @@ def make_run(
             number, spec, start = job
             size = min(_PIECE, spec.num_params - start)
             rng = np.random.default_rng([seed, number])
-            for writer, row in zip(writers, _trajectory(rng, size, speed, checkpoints), strict=True):
+            for writer, row in zip(writers, trajectory(rng, size, speed, checkpoints), strict=True):
                 writer.write(spec.name, start, row)
 
         starts = [(spec, start) for spec in specs for start in range(0, spec.num_params, _PIECE)]
@@ -129,7 +129,7 @@ def make_run(
             writer.abort()
 
 
-def _trajectory(
+def trajectory(
     rng: np.random.Generator, size: int, speed: float, checkpoints: int
 ) -> Iterator[np.ndarray[tuple[int], np.dtype[np.generic]]]:
     weights = rng.standard_normal(size, np.float32) * np.float32(0.02)
@@ -140,12 +140,12 @@ def _trajectory(
         weights += rng.standard_normal(size, np.float32) * np.float32(speed)
 
 
-def _calibrate(changed: float, checkpoints: int) -> float:
+def calibrate(changed: float, checkpoints: int) -> float:
     """Find the speed at which this share of weights differs between consecutive checkpoints."""
     low, high = 1e-7, 1e-3
     for _ in range(30):
         speed = float(np.sqrt(low * high))
-        rows = [r.view(np.uint16) for r in _trajectory(np.random.default_rng(1), 1 << 16, speed, 4)]
+        rows = [r.view(np.uint16) for r in trajectory(np.random.default_rng(1), 1 << 16, speed, 4)]
         share = np.mean([np.mean(a != b) for a, b in pairwise(rows)])
         low, high = (speed, high) if share < changed else (low, speed)
     return speed

@@ -87,7 +87,8 @@ def verify(
     total = sum(t.num_bytes for t in store.tensors.values()) * num_read
     problems: list[str] = []
     ordinals = {(b.tensor, b.start): i for name in store.tensors for i, b in enumerate(store.blocks(name))}
-    # crc32c of each tensor's blocks, (num_blocks, num_steps), −1 where none was taken: a large model has millions.
+    # crc32c of each tensor's blocks, (num_blocks, num_steps), −1 where none was taken; in arrays, as a large
+    # model has millions.
     checksums = {
         name: np.full((len(store.blocks(name)), len(store.steps)), -1, np.int64) for name in store.tensors
     }

@@ -1,4 +1,4 @@
-"""How good a predicted checkpoint is: its loss on held-out problems, and its distance to the one that was trained."""
+"""How good a predicted checkpoint is: its loss on held-out problems, its distance to what was trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptlin.demo.corpus import END, EncodedProblems, Problem
+from ckptlin.demo.corpus import EncodedProblems, Problem
 
 __all__ = ["Comparison", "Generation", "Score", "distance", "generate", "score", "verdict"]
 
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def skill(self) -> dict[str, float]:
-        """1 − ‖ŵ − w_target‖² / ‖w_last_seen − w_target‖² by method: 0 is no better than standing still, 1 exact."""
+        """1 − ‖ŵ − w_target‖² / ‖w_last_seen − w_target‖² by method; 0 is no better than standing still."""
         return {method: 1 - (d / self.distance_last_seen) ** 2 for method, d in self.distance.items()}
 
     @property
@@ -150,23 +150,26 @@ def distance(first: Path, second: Path) -> float:
     return float(np.sqrt(sum(squares)))
 
 
-def generate(checkpoint: Path, problem: Problem) -> Generation:
-    """Load a checkpoint and its tokenizer with transformers, and let it work out a problem greedily."""
+def generate(checkpoint: Path, problems: Sequence[Problem]) -> tuple[Generation, ...]:
+    """Load a checkpoint and its tokenizer with transformers, and let it work out problems greedily."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    inputs = torch.tensor([tokenizer(problem.prompt)["input_ids"]])
-    with torch.inference_mode():
-        written = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=len(problem.answer) + 4,
-            do_sample=False,
-        )
-    text: str = tokenizer.decode(written[0, inputs.shape[1] :])
-    return Generation(problem.prompt, text.partition(END)[0] + (END if END in text else ""), problem.answer)
+    generations = []
+    for problem in problems:
+        inputs = torch.tensor([tokenizer(problem.prompt)["input_ids"]])
+        with torch.inference_mode():
+            written = model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=len(problem.answer) + 4,
+                do_sample=False,
+            )
+        text: str = tokenizer.decode(written[0, inputs.shape[1] :])
+        generations.append(Generation(problem.prompt, text, problem.answer))
+    return tuple(generations)
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -177,7 +180,9 @@ def verdict(comparison: Comparison) -> list[str]:
     if not better:
         lines = [f"No extrapolation has a lower loss than step {comparison.last_seen}, the last that it saw."]
     elif not worse:
-        lines = [f"Every extrapolation has a lower loss than step {comparison.last_seen}, the last that it saw."]
+        lines = [
+            f"Every extrapolation has a lower loss than step {comparison.last_seen}, the last that it saw."
+        ]
     else:
         lines = [
             f"{_listed(better)} {_have(better)} a lower loss than step {comparison.last_seen}, the last seen; "
@@ -206,7 +211,9 @@ def verdict(comparison: Comparison) -> list[str]:
     if drop:
         lines.append(f"But {_listed(drop)} {'gets' if len(drop) == 1 else 'get'} fewer answers wholly right.")
     if trained.exact < last.exact:
-        lines.append(f"So does step {comparison.target} as trained.")
+        lines.append(
+            f"Step {comparison.target} as trained gets fewer answers right than step {comparison.last_seen}."
+        )
     return lines
 
 

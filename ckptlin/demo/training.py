@@ -64,8 +64,8 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if self.run_steps % self.checkpoint_every or self.last_seen % self.checkpoint_every:
             raise InputError(
-                f"a checkpoint is saved every {self.checkpoint_every} steps, so run_steps ({self.run_steps}) and "
-                f"last_seen ({self.last_seen}) must be multiples of that"
+                f"a checkpoint is saved every {self.checkpoint_every} steps, and run_steps ({self.run_steps}) "
+                f"and last_seen ({self.last_seen}) must be multiples of that"
             )
         if not 0 < self.last_seen < self.run_steps:
             raise InputError(
@@ -93,7 +93,7 @@ def require_models_extra() -> None:
 
 @contextmanager
 def undisturbed(seed: int) -> Iterator[None]:
-    """Seed all random numbers, silence transformers and compute in one thread; put everything back afterwards."""
+    """Seed the random numbers, silence transformers, compute in one thread; put everything back afterwards."""
     import torch
     from transformers.utils import logging
 
@@ -120,7 +120,7 @@ def undisturbed(seed: int) -> Iterator[None]:
 
 
 def new_model(settings: DemoSettings, tokenizer: Any) -> Any:
-    """Make a Qwen2 model with random weights; tied embeddings, grouped-query attention, biases on q, k and v."""
+    """Make a Qwen2 model of random weights; tied embeddings, grouped-query attention, biases on q, k and v."""
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

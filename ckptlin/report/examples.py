@@ -60,7 +60,11 @@ class Example:
 
 
 def pick_examples(
-    store: TrajectoryStore, *, fit: str = "default", quantiles: Sequence[float] = EXAMPLE_QUANTILES
+    store: TrajectoryStore,
+    *,
+    fit: str = "default",
+    summary: FitSummary | None = None,
+    quantiles: Sequence[float] = EXAMPLE_QUANTILES,
 ) -> list[Example]:
     """Pick a parameter near each quantile of R² among all that moved, of different module kinds if there are.
 
@@ -69,6 +73,8 @@ def pick_examples(
     store : TrajectoryStore
     fit : str
         Name of the fit whose steps and tensors count.
+    summary : FitSummary, optional
+        Of a fit that is not kept in the store, in its place.
     quantiles : sequence of float
 
     Returns
@@ -80,7 +86,7 @@ def pick_examples(
     ------
     SelectionError, StaleFitError, CorruptChunkError
     """
-    summary = read_summary(store, fit)
+    summary = read_summary(store, fit) if summary is None else summary
     rows = [store.row_of(step) for step in summary.steps]
     examples: list[Example] = []
     used: set[str] = set()

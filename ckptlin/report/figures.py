@@ -172,7 +172,12 @@ def encode_figure(figure: "Figure", file_format: str) -> bytes:
 
 
 def save_figures(
-    store: TrajectoryStore, out_dir: str | Path, *, fit: str = "default", formats: Sequence[str] = ("png",)
+    store: TrajectoryStore,
+    out_dir: str | Path,
+    *,
+    fit: str = "default",
+    summary: FitSummary | None = None,
+    formats: Sequence[str] = ("png",),
 ) -> list[Path]:
     """Draw all figures of a fit into a directory, which is made if need be; files of the same names go.
 
@@ -182,6 +187,8 @@ def save_figures(
     out_dir : path-like
     fit : str
         Name of the fit.
+    summary : FitSummary, optional
+        Of a fit that is not kept in the store, in its place.
     formats : sequence of str
         Of `FIGURE_FORMATS`.
 
@@ -203,12 +210,12 @@ def save_figures(
     for file_format in formats:
         if file_format not in FIGURE_FORMATS:
             raise InputError(f"format {file_format!r} is not known; choose some of {', '.join(FIGURE_FORMATS)}")
-    summary = read_summary(store, fit)
-    name = _short_name(store, fit)
+    name = _short_name(store, fit if summary is None else "default")
+    summary = read_summary(store, fit) if summary is None else summary
     figures = {
         "r2_histogram": draw_r2_histogram(summary, name=name),
         "r2_by_layer": draw_r2_by_layer(summary, name=name),
-        "trajectories": draw_examples(pick_examples(store, fit=fit), name=name),
+        "trajectories": draw_examples(pick_examples(store, summary=summary), name=name),
     }
     directory = Path(out_dir)
     directory.mkdir(parents=True, exist_ok=True)

@@ -92,9 +92,9 @@ class StoreWriter:
             if self.fresh:
                 self.root.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(writer_lock(self.root, self.location))
-            else:
-                self._repair()
             self.files.sweep()
+            if not self.fresh:
+                self._repair()
             self._exit = stack.pop_all()
         return self
 

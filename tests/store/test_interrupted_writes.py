@@ -113,10 +113,11 @@ def test_a_writer_may_be_killed_before_any_operation(scene, forked, stride):
     assert set(seen) == {"previous", "next"}
 
 
-def test_writers_may_be_killed_again_and_again(scene, forked):
+@pytest.mark.parametrize("num_times", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_writers_may_be_killed_again_and_again(scene, forked, num_times):
     num_operations = count_operations(scene, forked)
     choose = random.Random(0)
-    for _ in range(12):
+    for _ in range(num_times):
         scene.restore()
         for _ in range(3):
             forked.call(INGEST, scene.run, scene.store, num_workers=1, die_at=choose.randint(1, num_operations))
@@ -181,7 +182,7 @@ def test_a_writer_that_is_killed_at_random_moments_twenty_times(tmp_path, forked
     assert interrupted >= 3
 
 
-@every_few_operations
+@pytest.mark.parametrize("stride", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_fit_that_is_replaced_may_be_killed_before_any_operation(tmp_path, forked, stride):
     """Readers find the former fit or the new one, whole; the next writer sweeps what was left."""
     model = {"w": ((3, 2), ml_dtypes.bfloat16)}

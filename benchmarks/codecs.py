@@ -1,0 +1,86 @@
+"""What the step delta is worth: size and speed of compressors with and without it, on one thread.
+
+    python -m benchmarks.codecs
+
+One chunk of 2^20 simulated bfloat16 trajectories over 14 checkpoints (`benchmarks.synthetic`), at three shares
+of weights that change from one checkpoint to the next.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numcodecs import blosc
+
+from benchmarks.synthetic import calibrate, trajectory
+from ckptlin.dtypes import from_zarr
+from ckptlin.store.chunk_codec import Compressor, decode_chunk, decode_plain, encode_chunk, encode_plain
+
+__all__ = ["codec_figures"]
+
+_CHECKPOINTS = 14
+_PARAMS = 1 << 20
+_BF16 = from_zarr("bfloat16")
+_COMPRESSORS = (Compressor("lz4", 5), Compressor("zstd", 1), Compressor("zstd", 3))
+
+
+def codec_figures(
+    bits: np.ndarray[tuple[int, int], np.dtype[np.uint16]], compressor: Compressor, *, delta: bool
+) -> tuple[float, float, float]:
+    """Measure one codec: raw bytes to stored bytes, and GB/s of raw bytes to encode and to decode, best of 7."""
+    encode = (
+        (lambda work: encode_chunk(work, _BF16, compressor))
+        if delta
+        else (lambda work: encode_plain(work, compressor))
+    )
+    data = encode(bits.copy())
+    decode = (
+        (lambda work: decode_chunk(data, _BF16, work, "chunk"))
+        if delta
+        else (lambda work: decode_plain(data, work, "chunk"))
+    )
+    return bits.nbytes / len(data), _speed(encode, bits), _speed(decode, bits)
+
+
+def _speed(function: Callable[[np.ndarray], object], bits: np.ndarray) -> float:
+    times = []
+    for _ in range(7):
+        work = bits.copy()
+        started = time.perf_counter()
+        function(work)
+        times.append(time.perf_counter() - started)
+    return bits.nbytes / min(times) / 1e9
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.machine(),
+    )  # fmt: skip
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "numcodecs"))
+    print(
+        f"`python -m benchmarks.codecs`: one thread of {cpu}, Python {platform.python_version()}, {versions}\n"
+    )
+    print("| changed | compressor | ratio | encode GB/s | decode GB/s | ratio, no delta | encode | decode |")
+    print("|---|---|---|---|---|---|---|---|")
+    blosc.set_nthreads(1)
+    for share in (0.20, 0.28, 0.40):
+        rows = trajectory(np.random.default_rng(0), _PARAMS, calibrate(share, _CHECKPOINTS), _CHECKPOINTS)
+        bits = np.stack([row.view(np.uint16) for row in rows])
+        changed = np.mean(bits[1:] != bits[:-1])
+        for compressor in _COMPRESSORS:
+            cells = []
+            for delta in (True, False):
+                ratio, encode, decode = codec_figures(bits, compressor, delta=delta)
+                cells += [f"{ratio:.2f}", f"{encode:.2f}", f"{decode:.2f}"]
+            name = f"{compressor.cname}-{compressor.clevel}"
+            print(f"| {changed:.0%} | {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
