@@ -12,6 +12,7 @@ import numpy as np
 
 from ckptlin.checkpoints import CheckpointWriter, RunTrajectories, WeightFilePlan, plan_files
 from ckptlin.checkpoints.output_directory import check_output
+from ckptlin.checkpoints.run import PROVENANCE_NAME
 from ckptlin.dtypes import TensorDType, from_zarr, is_fitted
 from ckptlin.errors import InputError, NonFiniteError, SelectionError
 from ckptlin.execution import available_workers, batches, run_tasks
@@ -324,7 +325,7 @@ def extrapolate(
         )
         for name, data in _sidecars(plan).items():
             writer.add_file(name, data)
-        writer.add_file("ckptlin.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        writer.add_file(PROVENANCE_NAME, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
         writer.add_file("README.md", model_card(record, plan.warnings).encode())
         writer.commit()
     return ExtrapolationResult(

@@ -24,7 +24,16 @@ from ckptlin.errors import (
     InputError,
 )
 
-__all__ = ["MODEL_PLACES", "STEP_NAMES", "Run", "SkippedCheckpoint", "StepCheckpoint", "discover", "step_of"]
+__all__ = [
+    "MODEL_PLACES",
+    "PROVENANCE_NAME",
+    "STEP_NAMES",
+    "Run",
+    "SkippedCheckpoint",
+    "StepCheckpoint",
+    "discover",
+    "step_of",
+]
 
 STEP_NAMES: tuple[re.Pattern[str], ...] = (
     re.compile(r"checkpoint[-_]?([0-9]+)"),  # transformers, TRL
@@ -48,6 +57,8 @@ MODEL_PLACES: tuple[str, ...] = (
     "policy",
     "model",
 )
+# What an extrapolated checkpoint says of itself; taken for a trained one it would falsify every fit.
+PROVENANCE_NAME = "ckptlin.json"
 _SIDECAR_PLACES = (*MODEL_PLACES, "policy/tokenizer")
 _NAMES_SOUGHT = "checkpoint-N, global_step_N, step_N, iter_N or ckpt-N"
 _EXPLICIT = re.compile(r"([0-9]+)=(.+)", re.DOTALL)
@@ -153,7 +164,8 @@ def discover(
     CheckpointMismatchError
         If two directories stand for the same step.
     InputError
-        If the step of a checkpoint cannot be told, there is no item, or ``base`` meets a step 0.
+        If a run's directory holds a checkpoint that ckptlin has extrapolated, the step of a checkpoint cannot
+        be told, there is no item, or ``base`` meets a step 0.
     """
     items = [run] if isinstance(run, str | os.PathLike) else list(run)
     if not items:
@@ -217,6 +229,12 @@ def _expand(item: str) -> list[_Candidate]:
         )
     children = _numbered_children(path)
     if any(_find_place(child.path) for child in children):
+        for child in children:
+            if (child.path / PROVENANCE_NAME).exists():
+                raise InputError(
+                    f"checkpoint step {child.step} ({child.path}) was extrapolated by ckptlin, not trained; move "
+                    "it out of the run, or name the checkpoints one by one as STEP=PATH if it belongs there"
+                )
         return children
     if _find_place(path) and (
         step_of(path) is not None or all(_DEEPSPEED_STATE.fullmatch(child.path.name) for child in children)

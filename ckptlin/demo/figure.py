@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ckptlin.demo.compare import Comparison
-from ckptlin.report.palette import (
+from ckptlin.report.style import (
     BLUE,
     GREEN,
     GREY,

@@ -17,7 +17,7 @@ from ckptlin.dtypes import TensorDType
 from ckptlin.errors import InputError
 from ckptlin.fit import read_summary
 from ckptlin.report.examples import Example, pick_examples
-from ckptlin.report.palette import BLUE, GREY, LIGHT, VERMILION, bare, entitle, new_figure
+from ckptlin.report.style import BLUE, GREY, LIGHT, VERMILION, bare, entitle, new_figure
 from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.summary import NUM_BINS, FitSummary, GroupSummary, R2Figures
 

@@ -233,6 +233,7 @@ class StoreWriter:
                         self.files.remove_tree(entry.relative_to(self.root).as_posix())
                     else:
                         entry.unlink()
+        self._restore_fits(committed)
         self._restore(committed)
         self._settle(STAGED_FITS)
 
@@ -245,10 +246,7 @@ class StoreWriter:
                 self.abandon()  # its writer died after it had committed
         if self.beside.is_dir() and not (self.beside / JOURNAL).exists():
             shutil.rmtree(self.beside)  # the former store, whose writer died before it had removed it
-        for name, fit in record.fits.items():
-            staged, committed = self.staged_fit(name), fit_prefix(name)
-            if self._fit_id(committed) != fit.id and self._fit_id(staged) == fit.id:
-                exchange(self.root / staged, self.root / committed)
+        self._restore_fits(record)
         self.files.remove_tree(STAGED_FITS)
 
     @contextmanager
@@ -279,6 +277,18 @@ class StoreWriter:
             return json.loads((self.root / JOURNAL).read_text().split("\n")[0])["commit"]
         except (ValueError, KeyError, TypeError):
             return None
+
+    def _restore_fits(self, record: StoreRecord) -> None:
+        """Put committed fits back that had changed places with others, and remove those not committed."""
+        for name, fit in record.fits.items():
+            staged, committed = self.staged_fit(name), fit_prefix(name)
+            if self._fit_id(committed) != fit.id and self._fit_id(staged) == fit.id:
+                exchange(self.root / staged, self.root / committed)
+        kept = {fit_prefix(name) for name in record.fits}
+        fits = self.root / "fits"
+        for entry in fits.iterdir() if fits.is_dir() else ():
+            if entry.is_dir() and f"fits/{entry.name}" not in kept:
+                self.files.remove_tree(f"fits/{entry.name}")
 
     def _fit_id(self, prefix: str) -> str | None:
         data = self.files.read(f"{prefix}/{ROOT_KEY}")

@@ -251,3 +251,12 @@ def test_closing_a_run_closes_its_checkpoints(run_of):
         pass
     with pytest.raises(ValueError, match="was closed"):
         run.checkpoints[0].checkpoint.read_into("w", 0, np.empty(6, np.float32))
+
+
+def test_an_extrapolated_checkpoint_is_not_taken_for_a_trained_one(run_of):
+    directory = run_of("checkpoint-1", "checkpoint-2")
+    (directory / "checkpoint-2" / "ckptlin.json").write_text("{}")
+    with pytest.raises(InputError, match=r"step 2 .*checkpoint-2\) was extrapolated .*STEP=PATH"):
+        discover(directory)
+    with discover([f"1={directory}/checkpoint-1", f"2={directory}/checkpoint-2"]) as run:
+        assert run.steps == (1, 2)

@@ -1,0 +1,95 @@
+"""docs/store-format.md is enough to read a store by: its reader and its worked example are run."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import google_crc32c
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+
+from ckptlin.dtypes import from_zarr
+from ckptlin.ingest import ingest
+from ckptlin.naming import encode_name
+from ckptlin.store.chunk_codec import COMPRESSORS, encode_chunk
+from ckptlin.store.layout import blocks_of
+from ckptlin.store.metadata import FORMAT_VERSION
+from tests.runs import MODEL, weights_at
+from tests.store.test_golden import GOLDEN, expected_bits
+from tests.strategies import tensor_names
+
+PAGE = (Path(__file__).parents[2] / "docs/store-format.md").read_text()
+EXAMPLE = np.array([[0.02, 0.0, -0.5], [0.02, -0.0, -0.5], [0.0201, 0.001, -0.498]], ml_dtypes.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """Return the names that the page's reader defines."""
+    source = PAGE[PAGE.index("## A whole reader") :]
+    namespace = {}
+    exec(re.search(r"```python\n(.*?)```", source, re.DOTALL)[1], namespace)
+    assert "ckptlin" not in re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)
+    return namespace
+
+
+def test_the_reader_of_the_documentation_reads_the_golden_store(reader):
+    steps, tensors = reader["read_store"](GOLDEN / "store-v1")
+    expected = json.loads((GOLDEN / "store-v1.json").read_text())
+    assert steps == expected["steps"]
+    assert sorted(tensors) == sorted(expected["tensors"])
+    for name, entry in expected["tensors"].items():
+        np.testing.assert_array_equal(tensors[name].view(from_zarr(entry["dtype"]).bits), expected_bits(entry))
+
+
+def test_the_reader_of_the_documentation_reads_what_is_written_today(reader, make_run, tmp_path):
+    ingest(make_run(range(18)), tmp_path / "store")
+    steps, tensors = reader["read_store"](tmp_path / "store")
+    assert steps == list(range(18))
+    for name in MODEL:
+        expected = np.stack([weights_at(step)[name] for step in steps])
+        assert tensors[name].dtype == expected.dtype
+        assert tensors[name].tobytes() == expected.tobytes()
+
+
+@given(name=tensor_names())
+def test_names_are_encoded_as_documented(reader, name):
+    assert reader["encode"](name) == encode_name(name)
+
+
+def test_the_worked_example_is_right():
+    bits = EXAMPLE.view(np.uint16)
+    encoded = bits.copy()
+    data = encode_chunk(encoded, from_zarr("bfloat16"), COMPRESSORS["lz4"])
+    ordered = np.where(bits >> 15, ~bits, bits | 0x8000).astype(np.uint16)
+    for row in range(3):
+        cells = [" ".join(f"{x:04x}" for x in rows[row]) for rows in (bits, ordered, encoded)]
+        assert " | ".join(f"`{cell}`" for cell in cells) in PAGE
+    listing = re.search(r"The chunk's file, with lz4:\n\n(.*?)\n\n", PAGE, re.DOTALL)[1]
+    found = [re.match(r" +((?:[0-9a-f]{2} {1,2})+)", line)[1] for line in listing.splitlines()]
+    assert bytes.fromhex(" ".join(found)) == data
+
+
+def test_the_fingerprint_is_as_documented(make_run, tmp_path):
+    store = ingest(make_run((0, 10)), tmp_path / "store").store
+    weights = weights_at(10)
+    items = []
+    for name, spec in store.tensors.items():
+        flat = weights[name].reshape(-1)
+        blocks = blocks_of(spec, store.record.param_chunks[name])
+        crcs = [google_crc32c.value(flat[b.start : b.stop].tobytes()) for b in blocks]
+        items.append([name, spec.dtype.zarr, list(spec.shape), crcs])
+    text = json.dumps(sorted(items))
+    assert store.checkpoints[1].fingerprint == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def test_the_fields_of_the_record_are_documented(make_run, tmp_path):
+    ingest(make_run((0, 10)), tmp_path / "store")
+    record = json.loads((tmp_path / "store/zarr.json").read_text())["attributes"]["ckptlin"]
+    assert record["format_version"] == FORMAT_VERSION == 1
+    table = PAGE[PAGE.index("## The record") : PAGE.index("**Hashes**")]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(record)
+    for field in (*record["checkpoints"][0], *record["checkpoints"][0]["files"][0], *record["tensors"][0]):
+        assert f"`{field}`" in table
