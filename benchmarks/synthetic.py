@@ -132,6 +132,7 @@ def make_run(
 def trajectory(
     rng: np.random.Generator, size: int, speed: float, checkpoints: int
 ) -> Iterator[np.ndarray[tuple[int], np.dtype[np.generic]]]:
+    """Yield some weights at each checkpoint, as bfloat16; ``speed`` is of drift and noise alike."""
     weights = rng.standard_normal(size, np.float32) * np.float32(0.02)
     drift = rng.standard_normal(size, np.float32) * np.float32(speed)
     for _ in range(checkpoints):

@@ -124,7 +124,23 @@ def run_demo(
 
     Notes
     -----
-    FINDINGS
+    What the defaults gave for the seeds 0 to 4 (float32; AMD EPYC, torch 2.13, transformers 5.19):
+
+    - R² of all parameters: median .95 to .96, .81 to .84 of them above 0.7.  Random walks: .41 to .46, and .25
+      to .27.
+    - The loss of step 240, the last seen, was .255 .200 .250 .265 .253, of step 480 as trained .240 .185 .232
+      .250 .234.  Predicted for step 480: ols .245 .186 .239 .254 .239, anchored .244 .187 .240 .254 .239,
+      two-point .248 .193 .245 .258 .243.  So all beat the last seen, none what was trained; ols and anchored
+      gained .58 to .92 of what training gained, two-point .29 to .52.
+    - Skill: ols .81 to .88, anchored .84 to .90, two-point .81 to .85.
+    - Answers wholly right rose less clearly than the loss fell: twice two-point had no more of them than the
+      last seen.
+
+    The settings were chosen for being stable over seeds, among learning rates from 3e-5 to 3e-4, batches of 64
+    to 256 and 240 to 480 steps, rehearsed on the same model in a plain training loop.  Straight lines do not
+    always help: with ``run_lr=3e-4`` (seeds 0 to 2) R² was still .88 in the median and above 0.7 for .72 of the
+    parameters, but every prediction was worse than the last seen, at losses of .41 to .75 against .15 to .20,
+    and skills lay between -.30 and .32.  A high R² alone promises nothing at twice the span.
     """
     require_models_extra()
     started = time.perf_counter()

@@ -70,7 +70,9 @@ def _draw_losses(axes: "Axes", comparison: Comparison) -> None:
     axes.set_ylabel("nats per token of the answer", fontsize=10)
     axes.set_xlabel("step", fontsize=10)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    axes.legend(fontsize=9, frameon=False, loc="lower left")
+    # Losses fall along the run, which leaves the lower left free, unless a prediction lies far above.
+    collapsed = max(score.loss for score in comparison.predicted.values()) > max(losses)
+    axes.legend(fontsize=9, framealpha=0.8, edgecolor="none", loc="upper left" if collapsed else "lower left")
     bare(axes, grid="y")
 
 
@@ -79,7 +81,7 @@ def _draw_distances(axes: "Axes", comparison: Comparison) -> None:
     values = [comparison.distance_last_seen, *comparison.distance.values()]
     colours = [BLUE, *_COLOURS]
     axes.barh(range(len(values)), values, height=0.6, color=colours[: len(values)], alpha=0.85)
-    notes = ["the last seen", *(f"skill {skill:.2f}" for skill in comparison.skill.values())]
+    notes = ["the last seen", *(f"skill {skill:.2f}".replace("-", "−") for skill in comparison.skill.values())]
     for row, (value, note) in enumerate(zip(values, notes, strict=True)):
         axes.text(value, row, f" {value:.3g}, {note}", va="center", fontsize=9, color=GREY)
     axes.set_yticks(range(len(names)), names, fontsize=9.5)

@@ -5,8 +5,9 @@ run that is analysed, at a low constant one with a fresh optimizer, as post-trai
 float32, and the checkpoints are what the trainer saves.  It is supervised training, not reinforcement learning:
 there is no reward and no rollout.
 
-One thread computes: on matrices this small a second one gains a quarter where the machine is idle, and where it
-is not, two threads that wait for each other took 10 to 50 times as long (37 ms a step became 2 s).
+One thread computes.  Where other programs run, threads that wait for each other cost more than they do on
+matrices this small (two on a busy machine of two processors: 2 s a step instead of 0.04), and the figures would
+depend on their number.
 """
 
 import importlib.util

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ckptlin.dtypes import TensorDType
-from ckptlin.fit import read_summary
 from ckptlin.naming import module_kind
 from ckptlin.selection import row_groups
 from ckptlin.store.store import TrajectoryStore
@@ -60,21 +59,15 @@ class Example:
 
 
 def pick_examples(
-    store: TrajectoryStore,
-    *,
-    fit: str = "default",
-    summary: FitSummary | None = None,
-    quantiles: Sequence[float] = EXAMPLE_QUANTILES,
+    store: TrajectoryStore, summary: FitSummary, *, quantiles: Sequence[float] = EXAMPLE_QUANTILES
 ) -> list[Example]:
     """Pick a parameter near each quantile of R² among all that moved, of different module kinds if there are.
 
     Parameters
     ----------
     store : TrajectoryStore
-    fit : str
-        Name of the fit whose steps and tensors count.
-    summary : FitSummary, optional
-        Of a fit that is not kept in the store, in its place.
+    summary : FitSummary
+        Of a fit of this store, whose steps and tensors count.
     quantiles : sequence of float
 
     Returns
@@ -84,9 +77,10 @@ def pick_examples(
 
     Raises
     ------
-    SelectionError, StaleFitError, CorruptChunkError
+    SelectionError
+        If the store has not all the steps of the fit.
+    CorruptChunkError
     """
-    summary = read_summary(store, fit) if summary is None else summary
     rows = [store.row_of(step) for step in summary.steps]
     examples: list[Example] = []
     used: set[str] = set()

@@ -6,6 +6,7 @@ alone.  No name of a tensor or store is read as mathematics, whatever ``$`` stan
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +168,10 @@ def encode_figure(figure: "Figure", file_format: str) -> bytes:
         raise InputError(f"format {file_format!r} is not known; choose one of {', '.join(FIGURE_FORMATS)}")
     date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=file_format, dpi=150, metadata=date)
+    with warnings.catch_warnings():
+        # A path may have characters that the font lacks; they are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(buffer, format=file_format, dpi=150, metadata=date)
     return buffer.getvalue()
 
 
@@ -215,7 +219,7 @@ def save_figures(
     figures = {
         "r2_histogram": draw_r2_histogram(summary, name=name),
         "r2_by_layer": draw_r2_by_layer(summary, name=name),
-        "trajectories": draw_examples(pick_examples(store, summary=summary), name=name),
+        "trajectories": draw_examples(pick_examples(store, summary), name=name),
     }
     directory = Path(out_dir)
     directory.mkdir(parents=True, exist_ok=True)

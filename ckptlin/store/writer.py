@@ -256,8 +256,8 @@ class StoreWriter:
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFullError(
-                    f"the disk is full: {self.location} could not be written; free some space on its file system "
-                    "and run the command again"
+                    f"the disk is full: {self.location} could not be written; "
+                    "free some space on its file system and run the command again"
                 ) from error
             raise
 
@@ -274,9 +274,10 @@ class StoreWriter:
     def _journal_commit(self) -> int | None:
         """Return the commit number that the journal's writer began from."""
         try:
-            return json.loads((self.root / JOURNAL).read_text().split("\n")[0])["commit"]
+            commit = json.loads((self.root / JOURNAL).read_text().split("\n")[0])["commit"]
         except (ValueError, KeyError, TypeError):
             return None
+        return commit if isinstance(commit, int) else None
 
     def _restore_fits(self, record: StoreRecord) -> None:
         """Put committed fits back that had changed places with others, and remove those not committed."""

@@ -65,8 +65,12 @@ def figures_of(store):
     return {
         "r2_histogram": draw_r2_histogram(summary, name="store"),
         "r2_by_layer": draw_r2_by_layer(summary, name="store"),
-        "trajectories": draw_examples(pick_examples(store), name="store"),
+        "trajectories": draw_examples(pick_examples(store, summary), name="store"),
     }
+
+
+def examples_of(store):
+    return pick_examples(store, read_summary(store))
 
 
 def texts_of(figure):
@@ -155,7 +159,7 @@ def test_the_histogram_of_two_checkpoints_says_that_every_line_fits(make_store):
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32, np.float64])
 def test_examples_hold_the_stored_weights_and_their_least_squares_line(make_store, dtype):
     store = make_store(layers(3), dtype=dtype)
-    examples = pick_examples(store)
+    examples = examples_of(store)
     assert len(examples) == len(EXAMPLE_QUANTILES)
     for example in examples:
         bits = stored_bits(store, example.tensor)[(slice(None), *example.index)]
@@ -170,7 +174,7 @@ def test_examples_hold_the_stored_weights_and_their_least_squares_line(make_stor
 
 def test_examples_lie_near_the_quantiles_of_what_moved_in_different_kinds_of_modules(make_store):
     store = make_store(layers(3), dtype=np.float32)
-    examples = pick_examples(store)
+    examples = examples_of(store)
     r2 = []
     for name, spec in store.tensors.items():
         values = stored_bits(store, name).reshape(len(STEPS), -1).view(spec.dtype.numpy).astype(np.float64)
@@ -178,7 +182,7 @@ def test_examples_lie_near_the_quantiles_of_what_moved_in_different_kinds_of_mod
     expected = np.quantile(np.concatenate(r2), EXAMPLE_QUANTILES)
     np.testing.assert_allclose([example.r2 for example in examples], expected, atol=0.04)
     assert len({module_kind(example.tensor) for example in examples}) == len(examples)
-    assert [(e.tensor, e.index) for e in pick_examples(store)] == [(e.tensor, e.index) for e in examples]
+    assert [(e.tensor, e.index) for e in examples_of(store)] == [(e.tensor, e.index) for e in examples]
 
 
 def test_examples_cost_one_block_each_and_not_the_whole_store(make_store, monkeypatch):
@@ -191,14 +195,14 @@ def test_examples_cost_one_block_each_and_not_the_whole_store(make_store, monkey
         return read_chunk(self, block, chunk_row)
 
     monkeypatch.setattr(TrajectoryStore, "read_chunk", counted)
-    pick_examples(store)
+    examples_of(store)
     assert len(chunks) == len(EXAMPLE_QUANTILES)
 
 
 def test_examples_of_a_long_run_are_read_over_all_rows_of_chunks(make_store):
     steps = tuple(range(0, 370, 10))
     store = make_store({"w": (8, 8)}, steps=steps)
-    example = pick_examples(store)[0]
+    example = examples_of(store)[0]
     assert store.record.chunk_steps < len(steps)
     assert example.steps == steps
     assert example.values.shape == (len(steps),)
@@ -208,17 +212,17 @@ def test_examples_of_a_fit_show_the_steps_of_that_fit(make_store):
     store = make_store(layers(1))
     fit(store, name="early", steps="0:500")
     store = TrajectoryStore(store.path)
-    assert pick_examples(store, fit="early")[0].steps == tuple(s for s in STEPS if s <= 500)
+    assert pick_examples(store, read_summary(store, "early"))[0].steps == tuple(s for s in STEPS if s <= 500)
 
 
 def test_a_single_tensor_gives_examples_at_different_places(make_store):
-    examples = pick_examples(make_store({"w": (12, 12)}))
+    examples = examples_of(make_store({"w": (12, 12)}))
     assert len({example.index for example in examples}) == len(EXAMPLE_QUANTILES)
 
 
 @pytest.mark.parametrize(("shape", "index", "title"), [((), (), "w\n"), ((1,), (0,), "w[0]\n")])
 def test_a_single_parameter_gives_a_single_example(make_store, shape, index, title):
-    (example,) = pick_examples(make_store({"w": shape}, drift=1e-5))
+    (example,) = examples_of(make_store({"w": shape}, drift=1e-5))
     assert example.index == index
     figure = draw_examples([example])
     assert figure.axes[0].get_title(loc="left").startswith(title)
@@ -226,7 +230,7 @@ def test_a_single_parameter_gives_a_single_example(make_store, shape, index, tit
 
 
 def test_a_bfloat16_staircase_is_drawn_on_the_lines_of_its_grid(make_store):
-    examples = pick_examples(make_store(layers(2), drift=2e-7))
+    examples = examples_of(make_store(layers(2), drift=2e-7))
     figure = draw_examples(examples)
     drawn = 0
     for axes, example in zip(figure.axes, examples, strict=True):
@@ -243,7 +247,7 @@ def test_a_bfloat16_staircase_is_drawn_on_the_lines_of_its_grid(make_store):
 
 
 def test_the_grid_of_float32_is_too_fine_to_draw(make_store):
-    figure = draw_examples(pick_examples(make_store(layers(1), dtype=np.float32)))
+    figure = draw_examples(examples_of(make_store(layers(1), dtype=np.float32)))
     assert all(len(axes.lines) == 2 for axes in figure.axes)
 
 
@@ -342,6 +346,22 @@ def test_save_figures_writes_each_figure_in_each_format_and_nothing_else(make_st
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     for path in paths:
         assert path.read_bytes().startswith(starts[path.suffix[1:]])
+
+
+def test_a_fit_that_is_not_kept_can_be_drawn(make_store, tmp_path):
+    store = make_store(layers(1))
+    window = fit(store, steps="0:500", keep=False).summary
+    drawn = save_figures(store, tmp_path / "window", summary=window)
+    whole = save_figures(store, tmp_path / "whole")
+    assert [path.name for path in drawn] == [f"{stem}.png" for stem in STEMS]
+    for one, other in zip(drawn, whole, strict=True):
+        assert one.read_bytes() != other.read_bytes()
+    assert pick_examples(store, window)[0].steps == (0, 100, 200, 300, 400, 500)
+
+
+def test_a_name_that_the_font_cannot_show_is_no_obstacle(make_store, tmp_path):
+    store = make_store({"层.0.w": (4, 4)}, name="实验")
+    assert all(path.stat().st_size for path in save_figures(store, tmp_path / "图", formats=FIGURE_FORMATS))
 
 
 def test_the_same_store_gives_the_same_bytes(make_store, tmp_path):
