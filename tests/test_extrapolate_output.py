@@ -359,7 +359,10 @@ def interrupted():
         def phase(self, title, num_bytes):
             yield lambda num_bytes: signal.raise_signal(signal.SIGINT)
 
-    return Interrupt()
+    # A shell ignores SIGINT for what it runs in the background, and Python inherits that.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Interrupt()
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.mark.parametrize("is_there", [False, True])

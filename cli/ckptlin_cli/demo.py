@@ -27,7 +27,7 @@ __all__ = ["command"]
 def command(out_dir: Path, seed: int, overwrite: bool, as_json: bool, quiet: bool) -> None:
     """Train a small model and show all of it, in a few minutes.
 
-    A Qwen2 model of some hundred thousand parameters learns arithmetic on the CPU; its checkpoints are
+    A Qwen2 model of 75 thousand parameters learns arithmetic on the CPU; its checkpoints are
     ingested and fitted, its last one is predicted from the first ones, and the prediction compared with what
     was trained.  Needs the extra `models`; downloads nothing.
     """
