@@ -233,7 +233,7 @@ def _expand(item: str) -> list[_Candidate]:
             if (child.path / PROVENANCE_NAME).exists():
                 raise InputError(
                     f"checkpoint step {child.step} ({child.path}) was extrapolated by ckptlin, not trained; "
-                    "move it out of the run, or name the checkpoints one by one as STEP=PATH if it belongs there"
+                    "move it out of the run, or name each checkpoint as STEP=PATH if it belongs there"
                 )
         return children
     if _find_place(path) and (
