@@ -42,6 +42,8 @@ _MAX_SAMPLE, _MIN_SAMPLE = 2048, 8
 _MIN_PATHS = 64
 # Steps times walks of one tensor's null, and how many arrays of that size it takes at a time.
 _MAX_WALK_VALUES, _NUM_WALK_ARRAYS = 1 << 19, 9
+# Metadata of one array, as Python objects and as JSON (measured: 10.5 KiB).
+_NODE_BYTES = 11 << 10
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def plan_fit(
         "fit",
         max(walk_bytes, *(_block_bytes(source, t, rows, maps) for t in tensors)),
         num_workers or available_workers(),
-        extra_bytes=sample_bytes + len(tensors) * Tally.NUM_BYTES,
+        extra_bytes=sample_bytes + len(tensors) * Tally.NUM_BYTES + _metadata_bytes(source, tensors, maps),
     )
     return FitPlan(
         source=source,
@@ -223,6 +225,16 @@ def _block_bytes(
     values = len(maps) * max(4, spec.dtype.itemsize)
     written = 2 * max((from_zarr(dtype).itemsize for dtype in maps.values()), default=0)
     return num_params * (block + state + values + written)
+
+
+def _metadata_bytes(
+    source: TrajectoryStore | RunTrajectories, tensors: Sequence[TensorSpec], maps: Mapping[str, str]
+) -> int:
+    """Bytes that a store's root document takes while it is put together."""
+    if not isinstance(source, TrajectoryStore):
+        return 0
+    of_fits = sum(len(fit.tensors) * len(fit.maps) for fit in source.record.fits.values())
+    return _NODE_BYTES * (len(source.tensors) + of_fits + len(tensors) * len(maps))
 
 
 def _sample_size(num_rows: int, num_tensors: int) -> int:

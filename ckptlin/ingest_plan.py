@@ -128,8 +128,7 @@ def plan_ingest(
     memory = MemoryPlan.within(
         default_budget() if memory_bytes is None else memory_bytes,
         "ingest",
-        3
-        * widest,  # the block, and its compressed bytes twice while they are put together; those may be as many
+        3 * widest,  # the block, and at worst as much compressed, twice while the bytes are put together
         num_workers or available_workers(),
     )
     return IngestPlan(

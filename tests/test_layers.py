@@ -24,7 +24,7 @@ LAYERS = (
     {"ckptlin_cli"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-# `import ckptlin` and `ckptlin --help` are to take under 0.3 s; each of these takes long, or brings one that does.
+# `import ckptlin` and `ckptlin --help` are to take under 0.3 s; each of these is slow, or brings one that is.
 HEAVY = {
     "accelerate", "dask", "hypothesis", "matplotlib", "numba", "safetensors", "tensorstore", "torch",
     "transformers", "xarray", "zarr",
