@@ -32,8 +32,9 @@ from ckptlin.trajectory import Block, TensorSpec
 __all__ = ["DEFAULT_MAPS", "FitPlan", "FitResult", "fit", "parse_maps", "plan_fit", "read_summary"]
 
 MAP_NAMES = ("r2", "slope", "intercept")
-# Two maps of 16 bits cost as many bytes as two of the checkpoints; what that is in time stands in
-# docs/performance.md.  float16 keeps R² to 2.5e-4, bfloat16 a slope to 0.2 %.
+# Both are kept although writing them costs half as much time again (docs/fit.md has the figures), because what
+# comes after a fit asks for them: which weights are linear, and how fast they move.  16 bits halve that cost;
+# float16 keeps R² to 2.5e-4, bfloat16 a slope to 0.4 %.
 DEFAULT_MAPS: Mapping[str, str] = {"r2": "float16", "slope": "bfloat16"}
 _MAP_DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What is kept of trajectories for the null, all tensors together.
@@ -426,6 +427,7 @@ class _Fitting:
             bits = self._plan.source.read_block(block, group)
             sampled.append(bits[:, columns])
             regression.add(bits)
+            del bits  # the next chunk takes its place
         result, trusted = regression.finish()
         return result, trusted, np.concatenate(sampled)
 
