@@ -78,13 +78,15 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["run", "store"])
 def test_peak_memory_does_not_grow_with_the_tensors_or_the_steps(runs, kind):
     index = ["run", "store"].index(kind)
-    measured = {}
+    planned, measured = {}, {}
     for name, sources in runs.items():
-        planned, measured[name] = peak_of_fit(sources[index], num_workers=2)
-        assert measured[name] <= planned, f"{name}: {measured[name] / MIB:.0f} of {planned / MIB:.0f} MiB"
+        # With one worker: whether the peaks of several coincide is a matter of luck.
+        planned[name], measured[name] = peak_of_fit(sources[index], num_workers=1)
+        assert measured[name] <= planned[name], f"{name}: {measured[name]} of {planned[name]} bytes"
     # More steps than one row of chunks holds take a state between the rows, once and for all.
-    assert measured["many tensors"] <= 1.1 * measured["short"]
-    assert measured["many steps"] <= 1.1 * measured["two rows"]
+    for large, small in (("many tensors", "short"), ("many steps", "two rows")):
+        assert planned[large] <= 1.03 * planned[small]
+        assert measured[large] <= 1.15 * measured[small]
 
 
 @pytest.mark.parametrize(
