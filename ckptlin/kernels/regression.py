@@ -40,6 +40,7 @@ GROUP_ROWS = 16
 NUM_BINS = 1000
 _TILE = 1024
 _PASS_ROWS = 4
+_COLUMNS = NUM_BINS + 1
 # Squares below the first lose digits to subnormals, above the second to infinity.
 _SAFE_SQUARES = {np.float32: (1e-26, 1e32), np.float64: (1e-280, 1e300)}
 assert PAPER_MIN_DISTINCT == 4  # noqa: S101 (the distinct counter below holds three values)
@@ -149,7 +150,8 @@ def _ulp(value: float, epsilon: float, smallest: float) -> Any:
 # Between calls a parameter's state is a column of three arrays.  ``totals``, ``(3, n) float64``: Σd, Σxd and
 # Σd² of all finished groups.  ``group``, ``(6, n)``: the pivot, the same sums of the group under way, the
 # lowest and the highest value; its dtype, float32 or float64, is what sums are taken in.  ``words``, ``(7, n)``
-# of the bits dtype: the first and the last bits, three distinct values, their number, the bits that changed.
+# of the bits dtype: the first and the last bits; of the distinct values the first, the latest and the one before
+# that; what tells that a fourth came (not 0); the bits that changed.
 #
 # ``element`` is what an element type is to a kernel: (tag, sign bit, unit in the last place of 1, smallest
 # spacing).  ``limits``: the two between which Σd² can be trusted, and the least variation that has an R².
@@ -183,33 +185,56 @@ def _begin(bits: Any, lo: int, hi: int, element: Any, totals: Any, group: Any, w
     group[4, at : at + n] = real(np.inf)
     group[5, at : at + n] = real(-np.inf)
     words[0, at : at + n] = row
-    for k in range(2, 5):
-        value = words[k, at : at + n]
-        for i in range(n):
-            value[i] = word(0) if row[i] == sign else row[i]
-    words[5, at : at + n] = word(1)
+    base, latest, before = words[2, at : at + n], words[3, at : at + n], words[4, at : at + n]
+    for i in range(n):
+        base[i] = word(row[i] & word(word(0) - word(row[i] != sign)))
+        latest[i] = before[i] = base[i]
+    words[5, at : at + n] = word(0)
     words[6, at : at + n] = word(0)
+
+
+@nb.njit(inline="always")  # type: ignore[untyped-decorator]
+def _see(word: Any, raw: Any, sign: Any, base: Any, latest: Any, before: Any, fourth: Any) -> Any:
+    """Look at one more value: return the latest distinct value, the one before, and whether a fourth came.
+
+    A value that is none of those kept pushes them down; it is a fourth (or seen before, after a fourth came) if
+    the place that it pushes out of was taken.  Masks instead of branches, or LLVM does not vectorise.
+    """
+    value = word(raw & word(word(0) - word(raw != sign)))
+    fresh = word(word(0) - word((value != base) & (value != latest) & (value != before)))
+    fourth = word(fourth | word(fresh & word(before ^ base)))
+    before = word(word(latest & fresh) | word(before & word(~fresh)))
+    latest = word(word(value & fresh) | word(latest & word(~fresh)))
+    return latest, before, fourth
 
 
 @nb.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _count_distinct(bits: Any, lo: int, hi: int, sign: Any, words: Any, at: int) -> None:
+    """Follow distinct values and changed bits through the rows of a tile, four rows a pass."""
     n = hi - lo
     word = bits.dtype.type
-    first, moved = words[0, at : at + n], words[6, at : at + n]
-    v0, v1, v2 = words[2, at : at + n], words[3, at : at + n], words[4, at : at + n]
-    distinct = words[5, at : at + n]
-    for t in range(bits.shape[0]):
+    first, base, moved = words[0, at : at + n], words[2, at : at + n], words[6, at : at + n]
+    latest, before, fourth = words[3, at : at + n], words[4, at : at + n], words[5, at : at + n]
+    num_rows = bits.shape[0]
+    for t in range(0, num_rows - 3, 4):
+        row_a, row_b, row_c, row_d = bits[t, lo:hi], bits[t + 1, lo:hi], bits[t + 2, lo:hi], bits[t + 3, lo:hi]
+        for i in range(n):
+            a, b, c, d, start = row_a[i], row_b[i], row_c[i], row_d[i], first[i]
+            changed = word(word(word(a ^ start) | word(b ^ start)) | word(word(c ^ start) | word(d ^ start)))
+            moved[i] = word(moved[i] | changed)
+            one, two, more = latest[i], before[i], fourth[i]
+            one, two, more = _see(word, a, sign, base[i], one, two, more)
+            one, two, more = _see(word, b, sign, base[i], one, two, more)
+            one, two, more = _see(word, c, sign, base[i], one, two, more)
+            one, two, more = _see(word, d, sign, base[i], one, two, more)
+            latest[i], before[i], fourth[i] = one, two, more
+    for t in range(num_rows - num_rows % 4, num_rows):
         row = bits[t, lo:hi]
         for i in range(n):
-            raw = row[i]
-            moved[i] = word(moved[i] | word(raw ^ first[i]))
-            b = word(0) if raw == sign else raw
-            k = distinct[i]
-            new = (b != v0[i]) & (b != v1[i]) & (b != v2[i])
-            v1[i] = b if new & (k == word(1)) else v1[i]
-            v2[i] = b if new & (k == word(2)) else v2[i]
-            distinct[i] = word(k + word(1)) if new & (k <= word(3)) else k
-    words[1, at : at + n] = bits[bits.shape[0] - 1, lo:hi]
+            moved[i] = word(moved[i] | word(row[i] ^ first[i]))
+            one, two, more = _see(word, row[i], sign, base[i], latest[i], before[i], fourth[i])
+            latest[i], before[i], fourth[i] = one, two, more
+    words[1, at : at + n] = bits[num_rows - 1, lo:hi]
 
 
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
@@ -285,15 +310,16 @@ def _solve(abscissa: Any, limits: Any, totals: Any, group: Any, words: Any, at: 
     sum_xd, sum_dd = totals[1, at : at + n], totals[2, at : at + n]
     moved = words[6, at : at + n]
     r2, slope, variation, intercept = out[0, :n], out[1, :n], out[2, :n], out[3, :n]
+    per_step, per_xx, per_scale = 1.0 / num_steps, 1.0 / total_xx, 1.0 / scale  # divisions take half the time
     for i in range(n):
-        d_bar = sum_d[i] / num_steps
+        d_bar = sum_d[i] * per_step
         cov = sum_xd[i] - total_x * d_bar
         var = sum_dd[i] - sum_d[i] * d_bar
-        per_x = cov / total_xx
+        per_x = cov * per_xx
         ratio = per_x * (cov / var)
         defined = (moved[i] != 0) & (var > least)
         r2[i] = (ratio if ratio < 1.0 else 1.0) if defined else np.nan
-        slope[i] = per_x / scale if defined else 0.0
+        slope[i] = per_x * per_scale if defined else 0.0
         variation[i] = var if defined else 0.0
         intercept[i] = pivot[i] + d_bar - slope[i] * mean
 
@@ -316,7 +342,7 @@ def _total(
     tag, _, epsilon, smallest = element
     safe_low, safe_high, _ = limits
     first, last, moved = words[0, at : at + n], words[1, at : at + n], words[6, at : at + n]
-    distinct, sum_dd = words[5, at : at + n], totals[2, at : at + n]
+    fourth, sum_dd = words[5, at : at + n], totals[2, at : at + n]
     low, high = group[4, at : at + n], group[5, at : at + n]
     r2, variation = out[0, :n], out[2, :n]
     unchanged = undefined = above_7 = above_9 = paper = paper_above_7 = paper_above_9 = unsafe = 0
@@ -342,7 +368,7 @@ def _total(
         residual += variation[i] * (1.0 - r)
         ulp = _ulp(value, epsilon, smallest)
         rounding += ulp * ulp if defined else 0.0
-        in_paper = defined & (spread > PAPER_MIN_RANGE) & (distinct[i] > 3)
+        in_paper = defined & (spread > PAPER_MIN_RANGE) & (fourth[i] != 0)
         out[4, i] = in_paper
         r = r if in_paper else 0.0
         paper += in_paper
@@ -367,6 +393,35 @@ def _total(
     return unsafe
 
 
+@nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _bin(out: Any, n: int, positions: Any, tally: Any) -> None:
+    """Count the R² of a tile in ``tally``, ``(2, 2 (NUM_BINS + 1)) int32``.
+
+    Columns: the bins of R² outside the paper's population, one for those without R², and the same inside it.
+    Its two rows take turns: a count waits for the one before it where both fall into the same bin.
+    """
+    r2, in_paper = out[0, :n], out[4, :n]
+    for i in range(n):
+        defined = r2[i] == r2[i]
+        scaled = r2[i] * NUM_BINS if defined else 0.0
+        position = np.int32(scaled if scaled < NUM_BINS - 1 else NUM_BINS - 1)
+        positions[i] = (position if defined else np.int32(NUM_BINS)) + np.int32(in_paper[i]) * np.int32(_COLUMNS)
+    for i in range(0, n - 1, 2):
+        tally[0, positions[i]] += np.int32(1)
+        tally[1, positions[i + 1]] += np.int32(1)
+    if n % 2:
+        tally[0, positions[n - 1]] += np.int32(1)
+
+
+@nb.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _add_tally(tally: Any, histogram: Any) -> None:
+    """Add what `_bin` has counted to the histograms of both populations."""
+    for k in range(NUM_BINS):
+        in_paper = np.int64(tally[0, k + _COLUMNS]) + np.int64(tally[1, k + _COLUMNS])
+        histogram[0, k] += np.int64(tally[0, k]) + np.int64(tally[1, k]) + in_paper
+        histogram[1, k] += in_paper
+
+
 @nb.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _finish(
     abscissa: Any,
@@ -381,7 +436,8 @@ def _finish(
     out: Any,
     counts: Any,
     sums: Any,
-    histogram: Any,
+    positions: Any,
+    tally: Any,
     r2_map: Any,
     slope_map: Any,
     intercept_map: Any,
@@ -391,12 +447,7 @@ def _finish(
     _close_group(totals, group, at, n)
     _solve(abscissa, limits, totals, group, words, at, n, out)
     unsafe: int = _total(abscissa[0], element, limits, totals, group, words, at, n, out, counts, sums)
-    r2, in_paper = out[0, :n], out[4, :n]
-    for i in range(n):
-        if r2[i] == r2[i]:
-            position = min(int(r2[i] * NUM_BINS), NUM_BINS - 1)
-            histogram[0, position] += 1
-            histogram[1, position] += in_paper[i] != 0.0
+    _bin(out, n, positions, tally)
     if r2_map.size:
         r2_map[lo:hi] = out[0, :n]
     if slope_map.size:
@@ -443,6 +494,8 @@ def _finish_all(
     intercept: Any,
 ) -> int:
     out = np.empty((5, _TILE), np.float64)
+    positions = np.empty(_TILE, np.int32)
+    tally = np.zeros((2, 2 * _COLUMNS), np.int32)
     unsafe = 0
     for lo in range(0, words.shape[1], _TILE):
         hi = min(lo + _TILE, words.shape[1])
@@ -459,11 +512,13 @@ def _finish_all(
             out,
             counts,
             sums,
-            histogram,
+            positions,
+            tally,
             r2,
             slope,
             intercept,
         )
+    _add_tally(tally, histogram)
     return unsafe
 
 
@@ -486,6 +541,8 @@ def _whole(
     totals = np.empty((3, _TILE), np.float64)
     words = np.empty((7, _TILE), bits.dtype)
     out = np.empty((5, _TILE), np.float64)
+    positions = np.empty(_TILE, np.int32)
+    tally = np.zeros((2, 2 * _COLUMNS), np.int32)
     unsafe = 0
     for lo in range(0, bits.shape[1], _TILE):
         hi = min(lo + _TILE, bits.shape[1])
@@ -505,11 +562,13 @@ def _whole(
             out,
             counts,
             sums,
-            histogram,
+            positions,
+            tally,
             r2,
             slope,
             intercept,
         )
+    _add_tally(tally, histogram)
     return unsafe
 
 
