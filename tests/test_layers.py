@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up.  A name imports from layers below its own; inside a package anything that makes no cycle.
 LAYERS = (
     {"_version", "errors", "dtypes", "populations", "progress"},
-    {"ckptlin", "atomic", "memory", "naming", "trajectory"},
+    {"ckptlin", "atomic", "memory", "naming", "trajectory", "urls"},
     {"kernels"},
     {"checkpoints", "store"},
     {"execution", "finite", "null", "selection", "source", "summary", "template"},
@@ -26,8 +26,8 @@ LAYERS = (
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 # `import ckptlin` and `ckptlin --help` are to take under 0.3 s; each of these is slow, or brings one that is.
 HEAVY = {
-    "accelerate", "dask", "hypothesis", "matplotlib", "numba", "safetensors", "tensorstore", "torch",
-    "transformers", "xarray", "zarr",
+    "accelerate", "dask", "distributed", "fsspec", "hypothesis", "matplotlib", "numba", "pcodec", "s3fs",
+    "safetensors", "tensorstore", "torch", "transformers", "xarray", "zarr",
 }  # fmt: skip
 
 

@@ -150,8 +150,8 @@ def _ulp(value: float, epsilon: float, smallest: float) -> Any:
 # Between calls a parameter's state is a column of three arrays.  ``totals``, ``(3, n) float64``: Σd, Σxd and
 # Σd² of all finished groups.  ``group``, ``(6, n)``: the pivot, the same sums of the group under way, the
 # lowest and the highest value; its dtype, float32 or float64, is what sums are taken in.  ``words``, ``(7, n)``
-# of the bits dtype: the first and the last bits; of the distinct values the first, the latest and the one before
-# that; what tells that a fourth came (not 0); the bits that changed.
+# of the bits dtype: the first and the last bits; of the distinct values the first, the latest and the one
+# before that; what tells that a fourth came (not 0); the bits that changed.
 #
 # ``element`` is what an element type is to a kernel: (tag, sign bit, unit in the last place of 1, smallest
 # spacing).  ``limits``: the two between which Σd² can be trusted, and the least variation that has an R².
@@ -405,7 +405,9 @@ def _bin(out: Any, n: int, positions: Any, tally: Any) -> None:
         defined = r2[i] == r2[i]
         scaled = r2[i] * NUM_BINS if defined else 0.0
         position = np.int32(scaled if scaled < NUM_BINS - 1 else NUM_BINS - 1)
-        positions[i] = (position if defined else np.int32(NUM_BINS)) + np.int32(in_paper[i]) * np.int32(_COLUMNS)
+        positions[i] = (position if defined else np.int32(NUM_BINS)) + np.int32(in_paper[i]) * np.int32(
+            _COLUMNS
+        )
     for i in range(0, n - 1, 2):
         tally[0, positions[i]] += np.int32(1)
         tally[1, positions[i + 1]] += np.int32(1)
