@@ -1,13 +1,21 @@
-"""Running many independent tasks as one Dask graph."""
+"""Running many independent tasks: in threads here, or in the processes of a Dask cluster.
+
+A task is a small picklable callable applied to an item (names and slices); it reads and writes its own blocks, and
+returns figures.  Nothing else travels.
+"""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
+from ckptlin.errors import InputError
 from ckptlin.trajectory import Block
 
-__all__ = ["available_workers", "batches", "run_tasks"]
+__all__ = ["Cluster", "Executor", "Threads", "available_workers", "batches", "open_executor"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -16,6 +24,9 @@ _BATCH_PARAMS = 1 << 20
 # Dask's time for a graph of independent tasks grows with their number squared: 10,000 empty ones took 29 s
 # in one graph.
 _GRAPH_TASKS = 512
+# Tasks for each thread of a cluster that are on their way: enough that none waits for the next.
+_IN_FLIGHT = 3
+_RETRIES = 2
 
 
 def available_workers() -> int:
@@ -36,20 +47,194 @@ def batches(blocks: Iterable[Block], num_params: int = _BATCH_PARAMS) -> list[tu
     return [tuple(group) for group in groups]
 
 
-def run_tasks(function: Callable[[T], R], items: Sequence[T], *, num_workers: int) -> list[R]:
-    """Apply a function to every item, ``num_workers`` at a time in threads; results in the order of items.
+def _discard(item: Any, result: Any) -> None:
+    """Take a result that nobody asks for."""
 
-    The first error ends the run: it is raised after the tasks in flight have come to their end, so that
-    nothing is still writing when the caller cleans up.
+
+class Executor(Protocol):
+    """Where tasks run.
+
+    Attributes
+    ----------
+    is_remote : bool
+        Whether that is other processes.
     """
-    import dask
 
-    delayed = dask.delayed(function, pure=False, traverse=False)
-    results: list[R] = []
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="ckptlin") as pool:
-        options = {"scheduler": "threads", "pool": pool, "num_workers": num_workers}
-        for lo in range(0, len(items), _GRAPH_TASKS):
-            part = items[lo : lo + _GRAPH_TASKS]
-            tasks = [delayed(item, dask_key_name=f"task-{lo + i}") for i, item in enumerate(part)]
-            results += dask.compute(*tasks, traverse=False, **options)
-    return results
+    is_remote: bool
+
+    def run(
+        self,
+        work: Callable[[T], R],
+        items: Sequence[T],
+        collect: Callable[[T, R], None] = _discard,
+        *,
+        ahead: Callable[[T], None] | None = None,
+    ) -> None:
+        """Apply ``work`` to every item, and give each result to ``collect``: in any order, one at a time.
+
+        The first error ends the run: it is raised after the tasks in flight have come to their end, so that
+        nothing is still writing when the caller cleans up.  ``ahead`` is told of items that will soon be worked
+        on, for data to be read ahead.
+        """
+        ...
+
+
+class Threads:
+    """Threads of this process; numba, blosc and reads release the interpreter's lock."""
+
+    is_remote = False
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
+
+    def run(
+        self,
+        work: Callable[[T], R],
+        items: Sequence[T],
+        collect: Callable[[T, R], None] = _discard,
+        *,
+        ahead: Callable[[T], None] | None = None,
+    ) -> None:
+        """See `Executor.run`."""
+        import dask
+
+        reach = 2 * self.num_workers
+        lock = threading.Lock()
+
+        def task(number: int) -> None:
+            if ahead is not None and number + reach < len(items):
+                ahead(items[number + reach])
+            result = work(items[number])
+            with lock:
+                collect(items[number], result)
+
+        delayed = dask.delayed(task, pure=False, traverse=False)
+        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="ckptlin") as pool:
+            options = {"scheduler": "threads", "pool": pool, "num_workers": self.num_workers}
+            for lo in range(0, len(items), _GRAPH_TASKS):
+                part = range(lo, min(lo + _GRAPH_TASKS, len(items)))
+                # Dask starts leaves with the last key in alphabetical order: read as the items lie on the disk.
+                tasks = [delayed(i, dask_key_name=f"task-{len(items) - i:09d}") for i in part]
+                dask.compute(*tasks, traverse=False, **options)
+
+
+class Cluster:
+    """The workers of a ``dask.distributed`` cluster.
+
+    A task of a worker that is lost runs again on another one.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    """
+
+    is_remote = True
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def run(
+        self,
+        work: Callable[[T], R],
+        items: Sequence[T],
+        collect: Callable[[T, R], None] = _discard,
+        *,
+        ahead: Callable[[T], None] | None = None,
+    ) -> None:
+        """See `Executor.run`; nothing is read ahead, as nobody knows which worker an item will go to."""
+        from distributed import as_completed, wait
+
+        waiting = deque(enumerate(items))
+        # One copy for each worker; those that come later take it from another.
+        shared = self._client.scatter(work, broadcast=True, hash=False)
+        item_of: dict[Any, T] = {}
+        completed = as_completed(with_results=False)
+
+        def submit() -> None:
+            number, item = waiting.popleft()
+            # Earlier items first, on whichever worker is free.
+            future = self._client.submit(_call, shared, item, pure=False, priority=-number, retries=_RETRIES)
+            item_of[future] = item
+            completed.add(future)
+
+        try:
+            for _ in range(min(len(waiting), _IN_FLIGHT * max(self._num_threads(), 1))):
+                submit()
+            if not item_of:
+                return
+            for future in completed:
+                result = future.result()
+                item = item_of.pop(future)
+                if waiting:
+                    submit()
+                collect(item, result)
+        except BaseException:
+            running = list(item_of)
+            self._client.cancel(running)
+            wait(running, timeout=60)
+            raise
+
+    def _num_threads(self) -> int:
+        return sum(self._client.nthreads().values())
+
+
+def _call(work: Callable[[T], R], item: T) -> R:
+    return work(item)
+
+
+@contextmanager
+def open_executor(
+    num_workers: int, *, scheduler: str | None = None, processes: bool = False
+) -> Iterator[Executor]:
+    """Open what an operation runs on, and close it after.
+
+    Parameters
+    ----------
+    num_workers : int
+        Threads or processes, where they are this machine's own.
+    scheduler : str, optional
+        Address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``.
+    processes : bool
+        Start a local cluster of processes instead of threads.
+
+    Raises
+    ------
+    InputError
+        If nothing answers at the address, ``distributed`` is not installed, or both are asked for.
+    """
+    if scheduler is None and not processes:
+        yield Threads(num_workers)
+        return
+    if scheduler is not None and processes:
+        raise InputError("--processes starts workers of its own; leave it out where --scheduler is given")
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise InputError("a cluster needs the package `distributed`: pip install 'ckptlin[cluster]'") from error
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no Dask scheduler answers at {scheduler}; start one with `dask scheduler`, and workers with "
+                "`dask worker ADDRESS`"
+            ) from error
+        with client:
+            if not client.nthreads():
+                raise InputError(
+                    f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`"
+                )
+            yield Cluster(client)
+        return
+    with (
+        LocalCluster(
+            n_workers=num_workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs="error",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield Cluster(client)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptlin.checkpoints import CheckpointWriter, WeightFilePlan
 from ckptlin.errors import InputError
-from ckptlin.execution import available_workers, batches, run_tasks
+from ckptlin.execution import Threads, available_workers, batches
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.store.store import TrajectoryStore
@@ -80,7 +80,7 @@ def export(
                     writer.write(block.tensor, block.start, values)
                     advance(values.nbytes)
 
-            run_tasks(work, batches(blocks), num_workers=memory.num_workers)
+            Threads(memory.num_workers).run(work, batches(blocks))
         for name, data in template.sidecars.items():
             writer.add_file(name, data)
         writer.commit()

@@ -1,9 +1,8 @@
 """The regression of every parameter on the training step, out of core."""
 
 import secrets
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,19 +10,18 @@ from typing import Any
 import numpy as np
 
 from ckptlin._version import __version__
+from ckptlin.block_fit import BlockFigures, BlockFitter
 from ckptlin.checkpoints import RunTrajectories
 from ckptlin.dtypes import TensorDType, from_zarr
-from ckptlin.errors import InputError, NonFiniteError
-from ckptlin.execution import available_workers, batches, run_tasks
-from ckptlin.finite import require_finite
-from ckptlin.kernels.regression import COUNT, GROUP_ROWS, Abscissa, BlockFit, BlockRegression
+from ckptlin.errors import InputError
+from ckptlin.execution import Executor, Threads, available_workers, batches, open_executor
+from ckptlin.kernels.regression import COUNT, GROUP_ROWS, BlockRegression
 from ckptlin.memory import MemoryPlan, default_budget
-from ckptlin.naming import encode_name
 from ckptlin.null import simulate_null
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.selection import fitted_tensors, row_groups, select_rows
 from ckptlin.store.chunk_codec import encode_plain
-from ckptlin.store.metadata import BLOB_COMPRESSOR, MAP_COMPRESSOR, SUMMARY_TABLES, FitRecord, table_chunk
+from ckptlin.store.metadata import BLOB_COMPRESSOR, SUMMARY_TABLES, FitRecord, table_chunk
 from ckptlin.store.store import TrajectoryStore, chunk_key
 from ckptlin.store.writer import StoreWriter
 from ckptlin.summary import NUM_BINS, FitSummary, Tally
@@ -262,6 +260,8 @@ def fit(
     maps: Mapping[str, str] | None = None,
     memory_bytes: int | None = None,
     num_workers: int | None = None,
+    scheduler: str | None = None,
+    processes: bool = False,
     seed: int = 0,
     keep: bool = True,
     progress: Progress = NO_PROGRESS,
@@ -280,6 +280,9 @@ def fit(
     maps : mapping of str to str, optional
         Which per-parameter maps to keep, and as which zarr data type; default `DEFAULT_MAPS` in a store.
     memory_bytes, num_workers : int, optional
+    scheduler : str, optional
+    processes : bool
+        Where blocks are fitted, see `ckptlin.execution.open_executor`.
     seed : int
         Of the random walks of the null.
     keep : bool
@@ -311,11 +314,13 @@ def fit(
         with StoreWriter(source.path, fresh=False) as writer:
             # The store may have changed since it was opened, and with it the rows of its steps.
             plan = make_plan(TrajectoryStore(source.path))
-            summary = _run(plan, writer, seed, progress)
+            with open_executor(plan.memory.num_workers, scheduler=scheduler, processes=processes) as executor:
+                summary = _run(plan, writer, seed, executor, progress)
             _write_tables(writer, writer.staged_fit(name), summary)
             writer.commit_fit(_record_with_fit(plan), name)
     else:
-        summary = _run(plan, None, seed, progress)
+        with open_executor(plan.memory.num_workers, scheduler=scheduler, processes=processes) as executor:
+            summary = _run(plan, None, seed, executor, progress)
     return FitResult(
         name=name,
         source=source.location,
@@ -344,106 +349,53 @@ def read_summary(store: TrajectoryStore, name: str = "default") -> FitSummary:
     return FitSummary(record.steps, record.tensors, tallies)
 
 
-def _run(plan: FitPlan, writer: StoreWriter | None, seed: int, progress: Progress) -> FitSummary:
-    fitting = _Fitting(plan, writer)
+def _run(
+    plan: FitPlan, writer: StoreWriter | None, seed: int, executor: Executor, progress: Progress
+) -> FitSummary:
+    fitter = BlockFitter(
+        source=plan.source,
+        rows=plan.rows,
+        maps=plan.maps,
+        files=None if writer is None else writer.files,
+        prefix="" if writer is None else writer.staged_fit(plan.name),
+        sample_size=_sample_size(len(plan.rows), len(plan.tensors)),
+    )
+    tallies = {t.name: Tally.zero() for t in plan.tensors}
+    # By block, so that nothing depends on the order in which blocks end.
+    sums: dict[Block, np.ndarray[Any, Any]] = {}
+    samples: dict[Block, np.ndarray[Any, Any]] = {}
     blocks = [block for t in plan.tensors for block in plan.source.blocks(t.name)]
     with progress.phase("fit", plan.bytes_in) as advance:
 
-        def work(batch: tuple[Block, ...]) -> None:
-            for block in batch:
-                fitting.fit_block(block, advance)
+        def collect(batch: tuple[Block, ...], figures: list[BlockFigures]) -> None:
+            for block, of_block in zip(batch, figures, strict=True):
+                # Counts are whole numbers: exact in any order.
+                tallies[block.tensor].counts += of_block.counts
+                tallies[block.tensor].histogram += of_block.histogram
+                sums[block] = of_block.sums
+                samples[block] = of_block.sample
+                if writer is not None:
+                    for key in fitter.map_keys(block).values():
+                        writer.files.note(key)
+                advance(block.num_params * plan.source.tensors[block.tensor].dtype.itemsize * len(plan.rows))
 
-        run_tasks(work, batches(blocks), num_workers=plan.memory.num_workers)
-    tallies, samples = fitting.collect()
-    with progress.phase("null", sum(part.nbytes for parts in samples.values() for part in parts)) as advance:
+        executor.run(fitter, batches(blocks), collect, ahead=fitter.prefetch)
+    parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in tallies}
+    for block in sorted(sums, key=lambda b: b.start):
+        tallies[block.tensor].sums += sums[block]
+        parts[block.tensor].append(samples.pop(block))
+    with progress.phase(
+        "null", sum(part.nbytes for of_tensor in parts.values() for part in of_tensor)
+    ) as advance:
 
-        def walk(spec: TensorSpec) -> None:
-            sample = np.concatenate(samples.pop(spec.name), axis=1).view(spec.dtype.numpy)
+        def walk(spec: TensorSpec) -> int:
+            sample = np.concatenate(parts.pop(spec.name), axis=1).view(spec.dtype.numpy)
             _add_null(tallies[spec.name], spec.dtype, sample, plan.steps, seed)
-            advance(sample.nbytes)
+            return sample.nbytes
 
-        run_tasks(walk, plan.tensors, num_workers=plan.memory.num_workers)
+        # Samples are small and lie here.
+        Threads(plan.memory.num_workers).run(walk, plan.tensors, lambda _, num_bytes: advance(num_bytes))
     return FitSummary(plan.steps, tuple(tallies), tuple(tallies.values()))
-
-
-class _Fitting:
-    """One fit under way."""
-
-    def __init__(self, plan: FitPlan, writer: StoreWriter | None) -> None:
-        self._plan = plan
-        self._writer = writer
-        self._specs = {t.name: t for t in plan.tensors}
-        self._abscissa = Abscissa.of(plan.steps)
-        self._groups = row_groups(plan.source, plan.rows)
-        self._sample_size = _sample_size(len(plan.rows), len(plan.tensors))
-        self._lock = threading.Lock()
-        self._tallies = {t.name: Tally.zero() for t in plan.tensors}
-        # By block, so that nothing depends on the order in which blocks end.
-        self._sums: dict[Block, np.ndarray[Any, Any]] = {}
-        self._samples: dict[Block, np.ndarray[Any, Any]] = {}
-
-    def fit_block(self, block: Block, advance: Callable[[int], None]) -> None:
-        """Fit a block, write its maps and add its figures to those of its tensor."""
-        spec = self._specs[block.tensor]
-        result, trusted, sample = self._regress(block, careful=False)
-        if not trusted:
-            require_finite(self._plan.source, block, self._plan.rows, way_out="the tensor with --exclude")
-            result, trusted, _ = self._regress(block, careful=True)
-        if not trusted:
-            raise NonFiniteError(
-                f"tensor `{spec.name}` of {self._plan.source.location} holds weights of about 1e150 or more, "
-                "whose squares are too large for float64; leave it out with --exclude"
-            )
-        self._write_maps(block, result)
-        with self._lock:
-            # Counts are whole numbers: exact in any order.
-            self._tallies[block.tensor].counts += result.counts
-            self._tallies[block.tensor].histogram += result.histogram
-            self._sums[block] = result.sums
-            self._samples[block] = sample
-        advance(block.num_params * spec.dtype.itemsize * len(self._plan.rows))
-
-    def collect(self) -> tuple[dict[str, Tally], dict[str, list[np.ndarray[Any, Any]]]]:
-        """Return the tally and the sampled trajectories of each tensor, once all blocks are fitted."""
-        samples: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in self._tallies}
-        for block in sorted(self._sums, key=lambda b: b.start):
-            self._tallies[block.tensor].sums += self._sums[block]
-            samples[block.tensor].append(self._samples.pop(block))
-        return self._tallies, samples
-
-    def _regress(self, block: Block, *, careful: bool) -> tuple[BlockFit, bool, np.ndarray[Any, Any]]:
-        spec = self._specs[block.tensor]
-        regression = BlockRegression(
-            spec.dtype, self._abscissa, block.num_params, self._plan.maps, careful=careful
-        )
-        share = -(-self._sample_size * block.num_params // spec.num_params)
-        columns = np.linspace(0, block.num_params - 1, min(share, block.num_params)).astype(np.int64)
-        if len(self._groups) == 1:
-            bits = self._plan.source.read_block(block, self._groups[0])
-            result, trusted = regression.fit(bits)
-            return result, trusted, bits[:, columns]
-        sampled = []
-        for group in self._groups:
-            bits = self._plan.source.read_block(block, group)
-            sampled.append(bits[:, columns])
-            regression.add(bits)
-            del bits  # the next chunk takes its place
-        result, trusted = regression.finish()
-        return result, trusted, np.concatenate(sampled)
-
-    def _write_maps(self, block: Block, result: BlockFit) -> None:
-        if self._writer is None or not self._plan.maps:
-            return
-        store = self._plan.source
-        assert isinstance(store, TrajectoryStore)  # noqa: S101 (maps are refused without a store)
-        for name, dtype_name in self._plan.maps.items():
-            dtype = from_zarr(dtype_name)
-            padded = np.zeros(store.chunk_params(block.tensor), dtype.numpy)
-            with np.errstate(over="ignore"):
-                padded[: block.num_params] = getattr(result, name)
-            array = f"{self._writer.staged_fit(self._plan.name)}/{name}/{encode_name(block.tensor)}"
-            data = encode_plain(padded.view(dtype.bits), MAP_COMPRESSOR)
-            self._writer.files.write(chunk_key(array, block.index), data)
 
 
 def _add_null(

@@ -1,25 +1,26 @@
 """Stream the checkpoints of a run into a trajectory store."""
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from ckptlin.block_ingest import BlockIngester, ChunkItem
 from ckptlin.checkpoints import SkippedCheckpoint, StepCheckpoint
 from ckptlin.errors import CheckpointError, DiskFullError, IncompleteCheckpointError, InputError
-from ckptlin.execution import batches, run_tasks
-from ckptlin.ingest_plan import IngestPlan, checksum, committed_file, digest, fingerprint, plan_ingest
+from ckptlin.execution import batches, open_executor
+from ckptlin.ingest_plan import IngestPlan, committed_file, digest, fingerprint, plan_ingest
 from ckptlin.memory import format_bytes
 from ckptlin.progress import NO_PROGRESS, Progress
-from ckptlin.store.chunk_codec import encode_chunk
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import CommittedCheckpoint
 from ckptlin.store.store import TrajectoryStore, block_key
-from ckptlin.store.writer import StoreWriter, sweep_leftovers
+from ckptlin.store.writer import ChunkEntry, StoreWriter, sweep_leftovers
 from ckptlin.trajectory import Block
 
 __all__ = ["IngestResult", "ingest"]
@@ -81,6 +82,8 @@ def ingest(
     compressor: str = "lz4",
     memory_bytes: int | None = None,
     num_workers: int | None = None,
+    scheduler: str | None = None,
+    processes: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> IngestResult:
     """Stream the checkpoints of a run into a trajectory store.
@@ -106,6 +109,9 @@ def ingest(
         Budget for resident memory; default `ckptlin.memory.default_budget`.
     num_workers : int, optional
         Threads; default all processors, fewer if memory is short.
+    scheduler : str, optional
+    processes : bool
+        Where chunks are written, see `ckptlin.execution.open_executor`.
 
     Raises
     ------
@@ -131,7 +137,7 @@ def ingest(
         resumed = 0
         if plan.added:
             _check_disk(plan)
-            committed, resumed = _write(plan, progress)
+            committed, resumed = _write(plan, scheduler, processes, progress)
         elif plan.store is not None:
             sweep_leftovers(plan.path)
             committed = plan.store
@@ -163,74 +169,36 @@ def _check_disk(plan: IngestPlan) -> None:
         )
 
 
-class _Ingestion:
-    """One ingest under way: reads the rows of a chunk, writes it, and keeps the checksums of what it read."""
+class _Checksums:
+    """crc32c of every block of the checkpoints that are read; in arrays, as a large model has millions."""
 
-    def __init__(
-        self,
-        plan: IngestPlan,
-        blocks: Mapping[str, Sequence[Block]],
-        writer: StoreWriter,
-        advance: Callable[[int], None],
-    ) -> None:
-        self._plan = plan
-        self._writer = writer
-        self._advance = advance
-        self._specs = {t.name: t for t in plan.record.tensors}
-        self._done = writer.begin(_identity(plan))
-        self.num_resumed = len(self._done)
+    def __init__(self, plan: IngestPlan, blocks: Mapping[str, Sequence[Block]]) -> None:
+        self._specs = plan.record.tensors
         self._columns = {step: i for i, step in enumerate(plan.added)}
         self._ordinals = {
             (block.tensor, block.start): i for of_tensor in blocks.values() for i, block in enumerate(of_tensor)
         }
-        # crc32c of each tensor's blocks, (num_blocks, num_added) uint32: a large model has millions of them.
-        self.checksums = {
+        # (num_blocks, num_added) uint32 each
+        self.tables = {
             name: np.zeros((len(of_tensor), len(plan.added)), np.uint32) for name, of_tensor in blocks.items()
         }
+
+    def add(self, block: Block, steps: Sequence[int], checksums: Sequence[int]) -> None:
+        """Keep the checksums of a block at some steps."""
+        ordinal = self._ordinals[block.tensor, block.start]
+        for step, value in zip(steps, checksums, strict=True):
+            self.tables[block.tensor][ordinal, self._columns[step]] = value
 
     def fingerprint(self, step: int) -> str:
         """Hash the content of a checkpoint that was read."""
         column = self._columns[step]
-        of_step = {name: table[:, column].tolist() for name, table in self.checksums.items()}
-        return fingerprint(self._specs.values(), of_step)
-
-    def write_batch(self, task: tuple[int, tuple[Block, ...]]) -> None:
-        chunk_row, blocks = task
-        for block in blocks:
-            self._write_chunk(chunk_row, block)
-
-    def _write_chunk(self, chunk_row: int, block: Block) -> None:
-        plan, record = self._plan, self._plan.record
-        spec = self._specs[block.tensor]
-        size = record.chunk_steps
-        rows = plan.rows[chunk_row * size : (chunk_row + 1) * size]
-        new = [row for row in rows if row.source is not None]
-        key = block_key(block, chunk_row)
-        num_bytes = block.num_params * spec.dtype.itemsize * len(new)
-        if key in self._done:
-            found = self._done[key]["checksums"]
-        else:
-            num_params = int(np.prod(record.param_chunks[block.tensor], dtype=np.int64))
-            bits = np.zeros((size, num_params), spec.dtype.bits)
-            old = [i for i, row in enumerate(rows) if row.source is None]
-            if old and plan.store is not None:
-                kept = [rows[i].old_row for i in old]
-                bits[old, : block.num_params] = plan.store.read_block(block, [r for r in kept if r is not None])
-            found = []
-            for i, row in enumerate(rows):
-                if row.source is not None:
-                    part = bits[i, : block.num_params]
-                    row.source.checkpoint.read_into(block.tensor, block.start, part)
-                    found.append(checksum(part))
-            data = encode_chunk(bits, spec.dtype, record.compressor)
-            self._writer.write_chunk(key, data, {"checksums": found})
-        ordinal = self._ordinals[block.tensor, block.start]
-        for row, value in zip(new, found, strict=True):
-            self.checksums[block.tensor][ordinal, self._columns[row.step]] = value
-        self._advance(num_bytes)
+        of_step = {name: table[:, column].tolist() for name, table in self.tables.items()}
+        return fingerprint(self._specs, of_step)
 
 
-def _write(plan: IngestPlan, progress: Progress) -> tuple[TrajectoryStore, int]:
+def _write(
+    plan: IngestPlan, scheduler: str | None, processes: bool, progress: Progress
+) -> tuple[TrajectoryStore, int]:
     record = plan.record
     num_kept = len(plan.store.steps) if plan.store is not None and not plan.rebuild else 0
     chunk_rows = range(num_kept // record.chunk_steps, -(-len(plan.rows) // record.chunk_steps))
@@ -241,26 +209,58 @@ def _write(plan: IngestPlan, progress: Progress) -> tuple[TrajectoryStore, int]:
             f"{plan.path} is built anew, because a step lies before its last one or is replaced; its fits "
             f"({', '.join(plan.store.record.fits)}) go: run `ckptlin fit` again"
         )
+    specs = {t.name: t for t in record.tensors}
+    chunk_params = {name: math.prod(chunk) for name, chunk in record.param_chunks.items()}
     with (
         StoreWriter(plan.path, fresh=plan.store is None or plan.rebuild) as writer,
+        open_executor(plan.memory.num_workers, scheduler=scheduler, processes=processes) as executor,
         progress.phase("ingest", plan.bytes_in) as advance,
     ):
         writer.check_follows(record.commit)
-        ingestion = _Ingestion(plan, blocks, writer, advance)
-        tasks = [(row, batch) for row in chunk_rows for batch in batches(every)]
-        run_tasks(ingestion.write_batch, tasks, num_workers=plan.memory.num_workers)
+        checksums = _Checksums(plan, blocks)
+        new_steps = {
+            chunk_row: [row.step for row in plan.rows_of(chunk_row) if row.source is not None]
+            for chunk_row in chunk_rows
+        }
+
+        def collect(batch: Sequence[ChunkItem], entries: Sequence[ChunkEntry]) -> None:
+            for item, entry in zip(batch, entries, strict=True):
+                block, steps = item.block, new_steps[item.chunk_row]
+                if executor.is_remote:
+                    writer.note_chunk(entry)
+                checksums.add(block, steps, entry.checksums)
+                advance(block.num_params * specs[block.tensor].dtype.itemsize * len(steps))
+
+        done = writer.begin(_identity(plan))
+        ingester = BlockIngester(
+            rows=plan.rows,
+            store=plan.store,
+            chunk_steps=record.chunk_steps,
+            compressor=record.compressor,
+            files=writer.files,
+            note=writer.note_chunk,
+        )
+        batched: list[list[ChunkItem]] = []
+        for chunk_row in chunk_rows:
+            for batch in batches(every):
+                items = [ChunkItem(chunk_row, block, chunk_params[block.tensor]) for block in batch]
+                found = [item for item in items if block_key(item.block, chunk_row) in done]
+                collect(found, [done[block_key(item.block, chunk_row)] for item in found])
+                batched.append([item for item in items if item not in found])
+        executor.run(ingester, [items for items in batched if items], collect, ahead=ingester.prefetch)
+        writer.files.flush()
         _check_untouched(plan)
-        checkpoints, blobs = _keep_files(plan, writer, ingestion)
+        checkpoints, blobs = _keep_files(plan, writer, checksums)
         newest = plan.rows[-1].source
         committed = replace(
             record,
             checkpoints=checkpoints,
             commit=record.commit + 1,
             blobs=blobs,
-            tied=_tied(plan, ingestion.checksums),
+            tied=_tied(plan, checksums.tables),
             config=_config(newest) if newest is not None else record.config,
         )
-        return writer.commit(committed), ingestion.num_resumed
+        return writer.commit(committed), len(done)
 
 
 def _identity(plan: IngestPlan) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def _check_untouched(plan: IngestPlan) -> None:
 
 
 def _keep_files(
-    plan: IngestPlan, writer: StoreWriter, ingestion: _Ingestion
+    plan: IngestPlan, writer: StoreWriter, checksums: _Checksums
 ) -> tuple[tuple[CommittedCheckpoint, ...], dict[str, int]]:
     """Write headers and sidecar files, each content once; return the checkpoints' records and all sizes."""
     committed = []
@@ -333,7 +333,7 @@ def _keep_files(
             CommittedCheckpoint(
                 step=row.step,
                 source=str(row.source.path),
-                fingerprint=ingestion.fingerprint(row.step),
+                fingerprint=checksums.fingerprint(row.step),
                 files=tuple(committed_file(f) for f in checkpoint.files),
                 sidecars={name: digest(data) for name, data in sorted(contents.items())},
             )

@@ -65,6 +65,11 @@ class IngestPlan:
     record: StoreRecord
     memory: MemoryPlan
 
+    def rows_of(self, chunk_row: int) -> tuple[Row, ...]:
+        """Return the rows that a row of chunks holds."""
+        size = self.record.chunk_steps
+        return self.rows[chunk_row * size : (chunk_row + 1) * size]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return {

@@ -5,6 +5,7 @@ checkpoints of a run both are one.
 """
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ import numpy as np
 
 from ckptlin.dtypes import TensorDType
 
-__all__ = ["Block", "TensorSpec", "TrajectorySource"]
+__all__ = ["Block", "Buffer", "TensorSpec", "TrajectorySource", "thread_buffer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,33 @@ class Block:
         return self.stop - self.start
 
 
+class Buffer:
+    """Memory that one block after another is read into: fresh pages cost as much time as decoding a chunk."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, int], dtype: Any) -> np.ndarray[Any, Any]:
+        """Return an uninitialised array, which is the caller's until the next call."""
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if self._bytes.size < num_bytes:
+            self._bytes = np.empty(0, np.uint8)  # the old memory goes before the new comes
+            self._bytes = np.empty(num_bytes, np.uint8)
+        array: np.ndarray[Any, Any] = self._bytes[:num_bytes].view(dtype).reshape(shape)
+        return array
+
+
+_of_thread = threading.local()
+
+
+def thread_buffer() -> Buffer:
+    """Return the buffer of this thread; it lives as long as the thread does."""
+    if not hasattr(_of_thread, "buffer"):
+        _of_thread.buffer = Buffer()
+    buffer: Buffer = _of_thread.buffer
+    return buffer
+
+
 class TrajectorySource(Protocol):
     """Where trajectories come from."""
 
@@ -86,12 +114,19 @@ class TrajectorySource(Protocol):
         """The tensor's blocks in ascending order; empty for a tensor without elements."""
         ...
 
-    def read_block(self, block: Block, rows: Sequence[int]) -> np.ndarray[Any, Any]:
+    def read_block(
+        self, block: Block, rows: Sequence[int], buffer: Buffer | None = None
+    ) -> np.ndarray[Any, Any]:
         """Read the rows (indices into `steps`) of a block.
 
         Returns
         -------
         numpy.ndarray
-            Shape ``(len(rows), block.num_params)``, of the bits dtype, C-contiguous, the caller's own.
+            Shape ``(len(rows), block.num_params)``, of the bits dtype, C-contiguous; the caller's own, or in
+            ``buffer`` and so gone with the next use of that.
         """
+        ...
+
+    def prefetch(self, block: Block, rows: Sequence[int]) -> None:
+        """Tell the system that a block will soon be read; does nothing where that means nothing."""
         ...

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ckptlin.errors import CorruptChunkError, InputError, StaleFitError
-from ckptlin.execution import available_workers, batches, run_tasks
+from ckptlin.execution import Threads, available_workers, batches
 from ckptlin.fit import read_summary
 from ckptlin.ingest_plan import checksum, digest, fingerprint
 from ckptlin.memory import MemoryPlan, default_budget
@@ -110,7 +110,7 @@ def verify(
                     checksums[block.tensor][ordinal, column] = checksum(part)
                     advance(part.nbytes)
 
-        run_tasks(work, tasks, num_workers=memory.num_workers)
+        Threads(memory.num_workers).run(work, tasks)
     problems.sort()
     problems += _compare_fingerprints(store, checksums)
     num_fit_chunks, fit_problems = _check_fits(store)

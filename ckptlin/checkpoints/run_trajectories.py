@@ -8,7 +8,7 @@ import numpy as np
 from ckptlin.checkpoints.consistency import check_consistent
 from ckptlin.checkpoints.run import Run, SkippedCheckpoint, StepCheckpoint
 from ckptlin.errors import SelectionError
-from ckptlin.trajectory import Block, TensorSpec
+from ckptlin.trajectory import Block, Buffer, TensorSpec
 
 __all__ = ["RunTrajectories"]
 
@@ -79,7 +79,9 @@ class RunTrajectories:
             self._blocks[tensor] = tuple(self._partition(self._spec(tensor)))
         return self._blocks[tensor]
 
-    def read_block(self, block: Block, rows: Sequence[int]) -> np.ndarray[Any, Any]:
+    def read_block(
+        self, block: Block, rows: Sequence[int], buffer: Buffer | None = None
+    ) -> np.ndarray[Any, Any]:
         """Read a block of some checkpoints, each with one positional read.
 
         Parameters
@@ -87,6 +89,8 @@ class RunTrajectories:
         block : Block
         rows : sequence of int
             Indices into `steps`, in any order.
+        buffer : Buffer, optional
+            Where the block is to lie; default an array of its own.
 
         Returns
         -------
@@ -102,12 +106,18 @@ class RunTrajectories:
         IncompleteCheckpointError
             If a file has become shorter.
         """
-        out = np.empty((len(rows), block.num_params), self._spec(block.tensor).dtype.bits)
+        shape, dtype = (len(rows), block.num_params), self._spec(block.tensor).dtype.bits
+        out = np.empty(shape, dtype) if buffer is None else buffer.array(shape, dtype)
         for i, row in enumerate(rows):
             if not 0 <= row < len(self.steps):
                 raise SelectionError(f"row {row} does not exist: {self.location} has {len(self.steps)} steps")
             self._run.checkpoints[row].checkpoint.read_into(block.tensor, block.start, out[i])
         return out
+
+    def prefetch(self, block: Block, rows: Sequence[int]) -> None:
+        """Tell the system that a block of some checkpoints will soon be read."""
+        for row in rows:
+            self._run.checkpoints[row].checkpoint.prefetch(block.tensor, block.start, block.num_params)
 
     def close(self) -> None:
         """Close the checkpoints' files."""

@@ -2,9 +2,14 @@
 
 import itertools
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ckptlin.atomic import is_disk_full, sync_directory
 from ckptlin.errors import DiskFullError
@@ -13,16 +18,36 @@ __all__ = ["PARTIAL_DIR", "StoreFiles"]
 
 # Files on their way; on the store's own file system, so that a rename ends them.
 PARTIAL_DIR = ".partial"
+# Files that are written but not yet synced, and the threads that wait for the disk meanwhile.  The file system
+# syncs neighbours together, so that several at a time take little longer than one.
+_MAX_UNSYNCED, _SYNC_THREADS = 16, 4
 
 
 class StoreFiles:
-    """Keys such as ``weights/lm_head.weight/c/0/3/0`` as files below a root directory."""
+    """Keys such as ``weights/lm_head.weight/c/0/3/0`` as files below a root directory.
 
-    def __init__(self, root: Path) -> None:
+    Parameters
+    ----------
+    root : Path
+    is_remote : bool
+        Whether this is a copy for a task in another process, which is done when its files are durable:
+        `write_behind` then waits for the disk.
+    """
+
+    def __init__(self, root: Path, *, is_remote: bool = False) -> None:
         self.root = root
+        self._is_remote = is_remote
         self._touched: set[Path] = set()
         self._made: set[Path] = set()
+        self._token = secrets.token_hex(4)  # other processes may write here too
         self._serial = itertools.count()  # next() is atomic under the GIL
+        self._slots = threading.BoundedSemaphore(_MAX_UNSYNCED)
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), is_remote=True), (self.root,)
 
     def read(self, key: str) -> bytes | None:
         """Return a file's content, None if there is no such file."""
@@ -30,6 +55,19 @@ class StoreFiles:
             return (self.root / key).read_bytes()
         except FileNotFoundError:
             return None
+
+    def prefetch(self, key: str) -> None:
+        """Have the system read a file into its cache, where it can, without waiting for it."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        try:
+            fd = os.open(self.root / key, os.O_RDONLY)
+        except OSError:
+            return  # whoever reads it will say what is wrong
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(fd)
 
     def size(self, key: str) -> int | None:
         """Return a file's size in bytes, None if there is no such file."""
@@ -52,26 +90,55 @@ class StoreFiles:
         DiskFullError
             If the disk is full; whatever was there under the key stays.
         """
-        target = self.root / key
-        partial = self.root / PARTIAL_DIR / str(next(self._serial))
+        fd, path = self._write_unsynced(key, data)
+        self._sync_and_name(fd, path, key, len(data))
+
+    def write_behind(self, key: str, data: bytes, done: Callable[[], None] | None = None) -> None:
+        """Write a file like `write`, but leave it to another thread to wait for the disk.
+
+        ``done`` is called when the file is durable and has its name.  `flush` waits for all; an error of a
+        file that was written before is raised here or there.
+        """
+        if self._is_remote:
+            self.write(key, data)
+            if done is not None:
+                done()
+            return
+        self._raise_failure()
+        self._slots.acquire()
         try:
-            self._make(partial.parent)
-            self._make(target.parent)
-            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            if is_disk_full(error):
-                raise self._disk_full(key, data) from error
+            fd, path = self._write_unsynced(key, data)
+        except BaseException:
+            self._slots.release()
             raise
-        self._touched.add(target.parent)
+
+        num_bytes = len(data)
+
+        def finish() -> None:
+            try:
+                self._sync_and_name(fd, path, key, num_bytes)
+                if done is not None:
+                    done()
+            except BaseException as error:  # noqa: BLE001 (raised in the thread that writes)
+                self._failure = self._failure or error
+            finally:
+                self._slots.release()
+
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="ckptlin-sync")
+            self._threads.submit(finish)
+
+    def flush(self) -> None:
+        """Wait until everything that was written is durable; raise what went wrong."""
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+        self._raise_failure()
+
+    def note(self, key: str) -> None:
+        """Note that another process has written a file, so that `sync` makes its name durable."""
+        self._touched.add((self.root / key).parent)
 
     def append(self, fd: int, data: bytes, key: str) -> None:
         """Append a line to an open file in one call; DiskFullError if the disk is full."""
@@ -79,7 +146,7 @@ class StoreFiles:
             os.write(fd, data)
         except OSError as error:
             if is_disk_full(error):
-                raise self._disk_full(key, data) from error
+                raise self._disk_full(key, len(data)) from error
             raise
 
     def remove(self, key: str) -> None:
@@ -101,7 +168,8 @@ class StoreFiles:
                 yield path.relative_to(self.root).as_posix(), path.stat().st_size
 
     def sync(self) -> None:
-        """Make the names of all files written so far durable."""
+        """Make all files written so far and their names durable."""
+        self.flush()
         parents = set(self._touched)
         for directory in self._touched:
             while directory != self.root:
@@ -116,9 +184,55 @@ class StoreFiles:
         """Remove what an interrupted writer left half-written."""
         self.remove_tree(PARTIAL_DIR)
 
-    def _disk_full(self, key: str, data: bytes) -> DiskFullError:
+    def _write_unsynced(self, key: str, data: bytes) -> tuple[int, Path]:
+        path = self.root / PARTIAL_DIR / f"{self._token}-{next(self._serial)}"
+        fd = -1
+        try:
+            self._make(path.parent)
+            self._make((self.root / key).parent)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError as error:
+            self._drop(fd, path)
+            if is_disk_full(error):
+                raise self._disk_full(key, len(data)) from error
+            raise
+        except BaseException:
+            self._drop(fd, path)
+            raise
+        return fd, path
+
+    def _sync_and_name(self, fd: int, path: Path, key: str, num_bytes: int) -> None:
+        target = self.root / key
+        try:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            path.replace(target)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if is_disk_full(error):
+                raise self._disk_full(key, num_bytes) from error
+            raise
+        self._touched.add(target.parent)
+
+    @staticmethod
+    def _drop(fd: int, path: Path) -> None:
+        if fd >= 0:
+            os.close(fd)
+        path.unlink(missing_ok=True)
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _disk_full(self, key: str, num_bytes: int) -> DiskFullError:
         return DiskFullError(
-            f"the disk is full: {self.root / key} ({len(data)} bytes) could not be written; free some space on "
+            f"the disk is full: {self.root / key} ({num_bytes} bytes) could not be written; free some space on "
             f"the file system of {self.root} and run the command again"
         )
 

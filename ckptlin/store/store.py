@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from ckptlin.store.chunk_codec import decode_chunk, decode_plain
 from ckptlin.store.files import StoreFiles
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import ROOT_KEY, CommittedCheckpoint, FitRecord, StoreRecord, table_chunk
-from ckptlin.trajectory import Block, TensorSpec
+from ckptlin.trajectory import Block, Buffer, TensorSpec
 
 __all__ = ["STAGED_FITS", "TrajectoryStore", "block_key", "chunk_key", "describe_steps", "fit_prefix"]
 
@@ -115,8 +115,16 @@ class TrajectoryStore:
         size = self.record.chunk_steps
         return self.steps[chunk_row * size : (chunk_row + 1) * size]
 
-    def read_chunk(self, block: Block, chunk_row: int) -> np.ndarray[Any, Any]:
-        """Read and decode one chunk.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.location, self.record.commit)
+
+    def prefetch(self, block: Block, rows: Sequence[int]) -> None:
+        """Tell the system that the chunks of a block will soon be read."""
+        for chunk_row in {row // self.record.chunk_steps for row in rows}:
+            self.files.prefetch(block_key(block, chunk_row))
+
+    def read_chunk(self, block: Block, chunk_row: int, buffer: Buffer | None = None) -> np.ndarray[Any, Any]:
+        """Read and decode one chunk, into ``buffer`` if one is given.
 
         Returns
         -------
@@ -137,26 +145,31 @@ class TrajectoryStore:
                 f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} is missing: {self.path / key}; "
                 "restore the file, or ingest the run into a new store"
             )
-        out = np.empty((self.record.chunk_steps, self.chunk_params(block.tensor)), spec.dtype.bits)
+        shape = (self.record.chunk_steps, self.chunk_params(block.tensor))
+        out = np.empty(shape, spec.dtype.bits) if buffer is None else buffer.array(shape, spec.dtype.bits)
         what = f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} ({self.path / key})"
         decode_chunk(data, spec.dtype, out, what)
         return out
 
-    def read_block(self, block: Block, rows: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Read rows (indices into `steps`) of a block, ``(len(rows), num_params)`` of the bits dtype."""
+    def read_block(
+        self, block: Block, rows: Sequence[int], buffer: Buffer | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Read rows (indices into `steps`) of a block, ``(len(rows), num_params)`` of the bits dtype.
+
+        C-contiguous; where a buffer is given, what is returned may lie in it.
+        """
         size = self.record.chunk_steps
         if not rows:
             raise SelectionError(f"no steps of {self.location} were selected")
         if len({row // size for row in rows}) == 1:
-            chunk = self.read_chunk(block, rows[0] // size)
+            chunk = self.read_chunk(block, rows[0] // size, buffer)
             within = [row % size for row in rows]
             if within == list(range(within[0], within[0] + len(within))):
-                part = chunk[within[0] : within[-1] + 1, : block.num_params]
-                return part if part.flags.c_contiguous else np.ascontiguousarray(part)
+                return np.ascontiguousarray(chunk[within[0] : within[-1] + 1, : block.num_params])
             return np.ascontiguousarray(chunk[within, : block.num_params])
         out = np.empty((len(rows), block.num_params), self.tensors[block.tensor].dtype.bits)
         for chunk_row in sorted({row // size for row in rows}):
-            chunk = self.read_chunk(block, chunk_row)
+            chunk = self.read_chunk(block, chunk_row, buffer)
             for position, row in enumerate(rows):
                 if row // size == chunk_row:
                     out[position] = chunk[row % size, : block.num_params]
@@ -259,6 +272,19 @@ class TrajectoryStore:
         if _inode(self.path) != self._inode:
             raise StoreError(f"{self.location} was replaced while it was being read; run this again")
         return data
+
+
+def _reopen(location: str, commit: int) -> TrajectoryStore:
+    """Open a store in another process, once for all tasks."""
+    store = _opened(location, commit)
+    if store.record.commit != commit:
+        raise StoreError(f"{location} was written to by another process; run this again")
+    return store
+
+
+@lru_cache(maxsize=4)
+def _opened(location: str, commit: int) -> TrajectoryStore:
+    return TrajectoryStore(location)
 
 
 def describe_steps(steps: Sequence[int]) -> str:

@@ -9,9 +9,9 @@ written again with more.  A journal of finished chunks lets the next run go on w
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,7 +38,7 @@ from ckptlin.store.metadata import (
 )
 from ckptlin.store.store import STAGED_FITS, TrajectoryStore, chunk_key, fit_prefix
 
-__all__ = ["StoreWriter", "sweep_leftovers"]
+__all__ = ["ChunkEntry", "StoreWriter", "sweep_leftovers"]
 
 JOURNAL = ".journal"
 
@@ -50,6 +50,31 @@ def sweep_leftovers(path: Path) -> None:
         if (writer.root / JOURNAL).exists() or writer.beside.exists():
             with writer:
                 pass
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkEntry:
+    """What the journal keeps of a chunk.
+
+    Attributes
+    ----------
+    key : str
+    num_bytes : int
+    tail : str
+        Its last four bytes, in hexadecimal.
+    checksums : tuple of int
+        crc32c of each row that was read for it.
+    """
+
+    key: str
+    num_bytes: int
+    tail: str
+    checksums: tuple[int, ...]
+
+    @classmethod
+    def of(cls, key: str, data: bytes, checksums: Sequence[int]) -> Self:
+        """Describe a chunk."""
+        return cls(key, len(data), data[-4:].hex(), tuple(checksums))
 
 
 class StoreWriter:
@@ -102,6 +127,9 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._exit, self._explaining_a_full_disk():
+            # Whatever happened, nothing writes any more when this is left.
+            with suppress(Exception) if error is not None else nullcontext():
+                self.files.flush()
             self._close_journal()
             # After a kill or Ctrl-C what is finished stays for the next run to go on with.
             if isinstance(error, Exception):
@@ -123,7 +151,7 @@ class StoreWriter:
         if found != num_commits:
             raise StoreLockedError(f"another process has meanwhile written to {self.location}; run this again")
 
-    def begin(self, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def begin(self, identity: Mapping[str, Any]) -> dict[str, ChunkEntry]:
         """Start writing chunks, or go on where a killed writer with the same identity stopped.
 
         Parameters
@@ -134,10 +162,10 @@ class StoreWriter:
         Returns
         -------
         dict
-            Journal entry of each chunk that is already written, by key.
+            Entry of each chunk that is already written, by key.
         """
         text = json.dumps(identity, sort_keys=True)
-        done: dict[str, dict[str, Any]] = {}
+        done: dict[str, ChunkEntry] = {}
         journal = self.root / JOURNAL
         lines = journal.read_text().split("\n") if journal.exists() else []
         if lines and lines[0] == text:
@@ -150,11 +178,10 @@ class StoreWriter:
         self._note(text if is_new else "")
         return done
 
-    def write_chunk(self, key: str, data: bytes, note: Mapping[str, Any]) -> None:
-        """Write a chunk and note it in the journal.  Thread-safe for distinct keys."""
-        self.files.write(key, data)
-        entry = {"key": key, "bytes": len(data), "tail": data[-4:].hex(), **note}
-        self._note(json.dumps(entry))
+    def note_chunk(self, entry: ChunkEntry) -> None:
+        """Note in the journal that a chunk is durable.  Thread-safe."""
+        self.files.note(entry.key)
+        self._note(json.dumps(asdict(entry)))
 
     def write_blob(self, digest: str, data: bytes) -> None:
         """Keep a file under its hash."""
@@ -295,16 +322,16 @@ class StoreWriter:
         data = self.files.read(f"{prefix}/{ROOT_KEY}")
         return json.loads(data)["attributes"]["ckptlin"]["id"] if data is not None else None
 
-    def _still_there(self, lines: list[str]) -> dict[str, dict[str, Any]]:
+    def _still_there(self, lines: list[str]) -> dict[str, ChunkEntry]:
         """Read journal entries whose chunk is there and ends in the checksum that was noted."""
         done = {}
         for line in lines:
             try:
-                entry = json.loads(line)
-            except ValueError:
+                entry = ChunkEntry(**json.loads(line))
+            except (ValueError, TypeError):
                 continue
-            key = entry["key"]
-            if self.files.size(key) == entry["bytes"] and self.files.tail(key, 4).hex() == entry["tail"]:
+            key = entry.key
+            if self.files.size(key) == entry.num_bytes and self.files.tail(key, 4).hex() == entry.tail:
                 done[key] = entry
         return done
 
