@@ -1,7 +1,7 @@
 """Running many independent tasks: in threads here, or in the processes of a Dask cluster.
 
-A task is a small picklable callable applied to an item (names and slices); it reads and writes its own blocks, and
-returns figures.  Nothing else travels.
+A task is a small picklable callable applied to an item (names and slices); it reads and writes its own blocks,
+and returns figures.  Nothing else travels.
 """
 
 import os

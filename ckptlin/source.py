@@ -1,10 +1,10 @@
-"""Open whatever trajectories a path holds: a store, or a run's checkpoints themselves."""
+"""Open whatever trajectories a path or URL holds: a store, or a run's checkpoints themselves."""
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ckptlin.checkpoints import RunTrajectories, discover
+from ckptlin.checkpoints.locations import location_of
 from ckptlin.errors import CheckpointNotFoundError, InputError, NotAStoreError
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import ROOT_KEY
@@ -19,7 +19,7 @@ def open_source(
     base: str | os.PathLike[str] | None = None,
     skip_incomplete: bool = False,
 ) -> TrajectoryStore | RunTrajectories:
-    """Open a store, or else a run (directory or ``STEP=PATH`` items; see `ckptlin.checkpoints.discover`).
+    """Open a store, or else a run (directory, URL or ``STEP=PATH`` items; see `ckptlin.checkpoints.discover`).
 
     Raises
     ------
@@ -29,7 +29,7 @@ def open_source(
         If something else is given beside a store.
     """
     items = [path] if isinstance(path, str | os.PathLike) else list(path)
-    stores = [item for item in items if (Path(item) / ROOT_KEY).exists()]
+    stores = [location for location in map(location_of, items) if (location / ROOT_KEY).exists()]
     if stores and len(items) > 1:
         raise InputError(f"{stores[0]} is a store, which holds a run already; give it alone")
     if stores and base is not None:
@@ -37,7 +37,7 @@ def open_source(
             f"--base goes with a run, and {stores[0]} is a store; give the base model to `ckptlin ingest`"
         )
     if stores:
-        return TrajectoryStore(stores[0])
+        return TrajectoryStore(str(stores[0]))
     try:
         run = discover(items, base=base, skip_incomplete=skip_incomplete)
     except CheckpointNotFoundError as error:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ckptlin.checkpoints.locations import Location
 from ckptlin.trajectory import TensorSpec
 
 __all__ = ["Checkpoint", "WeightFile"]
@@ -23,7 +23,7 @@ class WeightFile:
     num_bytes : int
         Size of the file.
     mtime_ns : int
-        Time of last modification, nanoseconds since the epoch.
+        Time of last modification, nanoseconds since the epoch; of a file at a URL see `UrlStat`.
     header : bytes
         The JSON header exactly as it lies in the file (padding included, the 8-byte length not), so that
         the file can be written again byte for byte.
@@ -39,7 +39,7 @@ class Checkpoint(Protocol):
     """One saved model: a read-only view of its files that holds no weights in memory."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """The directory (or single file) that holds the weights."""
         ...
 
@@ -69,7 +69,7 @@ class Checkpoint(Protocol):
         ...
 
     @property
-    def sidecars(self) -> Mapping[str, Path]:
+    def sidecars(self) -> Mapping[str, Location]:
         """Files that make the checkpoint complete, by name: configuration, tokenizer, chat template, index."""
         ...
 
@@ -78,6 +78,10 @@ class Checkpoint(Protocol):
 
         ``out`` is 1-d, C-contiguous, of the tensor's dtype or of its bits dtype.
         """
+        ...
+
+    def prefetch(self, tensor: str, start: int, num_params: int) -> None:
+        """Hint that these elements are read soon; a reader that can do nothing about it does nothing."""
         ...
 
     def memmap(self, tensor: str) -> np.ndarray[Any, Any]:

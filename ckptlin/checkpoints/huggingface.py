@@ -7,14 +7,15 @@ them, straight from the file into the caller's array.  Which files are the model
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from ckptlin.checkpoints.base import WeightFile
+from ckptlin.checkpoints.locations import Location, UrlPath, location_of
 from ckptlin.checkpoints.messages import name_some
 from ckptlin.checkpoints.model_files import INDEX_NAME, find_model_files, read_json
 from ckptlin.checkpoints.open_files import OpenFiles, read_fully
@@ -35,9 +36,9 @@ class HuggingFaceCheckpoint:
 
     Parameters
     ----------
-    path : path-like
+    path : path-like, URL or UrlPath
         A directory, or a ``.safetensors`` file.
-    sidecar_dirs : sequence of Path
+    sidecar_dirs : sequence of Path or UrlPath
         More directories to look for configuration and tokenizer in, after the checkpoint's own.
 
     Raises
@@ -50,8 +51,10 @@ class HuggingFaceCheckpoint:
         If a header, the index or ``config.json`` cannot be trusted.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, sidecar_dirs: Sequence[Path] = ()) -> None:
-        self._path = Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str] | UrlPath, *, sidecar_dirs: Sequence[Location] = ()
+    ) -> None:
+        self._path = location_of(path)
         model = find_model_files(self._path)
         self._directory = model.directory
         read = [read_header(model.directory / name) for name in model.names]
@@ -82,7 +85,7 @@ class HuggingFaceCheckpoint:
         self.close()
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """The directory or file that was opened."""
         return self._path
 
@@ -118,7 +121,7 @@ class HuggingFaceCheckpoint:
         return None if path is None else MappingProxyType(read_json(path))
 
     @cached_property
-    def sidecars(self) -> Mapping[str, Path]:
+    def sidecars(self) -> Mapping[str, Location]:
         """Configuration, tokenizer, chat template, and the index if the weights were found by it; by name."""
         found = dict(find_sidecars(self._sidecar_dirs))
         if self._uses_index:
@@ -146,6 +149,8 @@ class HuggingFaceCheckpoint:
             If ``out`` is of another kind, or reaches beyond the tensor.
         IncompleteCheckpointError
             If the file has become shorter, or is gone.
+        CheckpointError
+            If the file lies at a URL that does not answer.
         ValueError
             If the checkpoint was closed.
         """
@@ -168,14 +173,30 @@ class HuggingFaceCheckpoint:
         path, begin = self._locate(tensor)
         buffer = out.view(np.uint8).data
         try:
-            with self._open_files.borrow(path) as fd:
-                count = read_fully(fd, begin + start * spec.dtype.itemsize, buffer)
+            count = self._read(path, begin + start * spec.dtype.itemsize, buffer)
         except FileNotFoundError as error:
             raise _changed(f"{path} was deleted after the checkpoint was opened") from error
         if count < len(buffer):
             raise _changed(
                 f"{path} ends inside tensor `{tensor}`, but was longer when the checkpoint was opened"
             )
+
+    def prefetch(self, tensor: str, start: int, num_params: int) -> None:
+        """Ask the operating system to read these elements ahead; does nothing for a checkpoint at a URL.
+
+        Raises
+        ------
+        SelectionError
+            If there is no such tensor.
+        ValueError
+            If the checkpoint was closed.
+        """
+        itemsize = self._spec(tensor).dtype.itemsize
+        path, begin = self._locate(tensor)
+        if isinstance(path, UrlPath) or num_params == 0 or not hasattr(os, "posix_fadvise"):  # macOS has none
+            return
+        with suppress(OSError), self._open_files.borrow(path) as fd:  # a hint; the read tells what is wrong
+            os.posix_fadvise(fd, begin + start * itemsize, num_params * itemsize, os.POSIX_FADV_WILLNEED)
 
     def memmap(self, tensor: str) -> np.ndarray[Any, Any]:
         """Map a tensor into memory, read-only.
@@ -191,6 +212,8 @@ class HuggingFaceCheckpoint:
             If there is no such tensor.
         IncompleteCheckpointError
             If the file has become shorter, or is gone.
+        InputError
+            If the checkpoint lies at a URL.
         """
         spec = self._spec(tensor)
         if spec.num_params == 0:  # an empty range cannot be mapped
@@ -198,6 +221,10 @@ class HuggingFaceCheckpoint:
             empty.flags.writeable = False
             return empty
         path, begin = self._locate(tensor)
+        if isinstance(path, UrlPath):
+            raise InputError(
+                f"{path} is not on a local disk and cannot be mapped into memory; copy it there first"
+            )
         try:
             return np.memmap(path, dtype=spec.dtype.numpy, mode="r", offset=begin, shape=spec.shape)
         except FileNotFoundError as error:
@@ -211,6 +238,13 @@ class HuggingFaceCheckpoint:
         """Close the files; maps that were handed out stay valid."""
         self._open_files.close()
 
+    def _read(self, path: Location, offset: int, out: memoryview) -> int:
+        if isinstance(path, UrlPath):
+            self._open_files.check_open(path)
+            return path.read_into(offset, out)
+        with self._open_files.borrow(path) as fd:
+            return read_fully(fd, offset, out)
+
     def _spec(self, tensor: str) -> TensorSpec:
         try:
             return self._tensors[tensor]
@@ -218,12 +252,12 @@ class HuggingFaceCheckpoint:
             hint = f"; it is tied to `{self._tied[tensor]}`" if tensor in self._tied else ""
             raise SelectionError(f"checkpoint {self._path} has no tensor `{tensor}`{hint}") from None
 
-    def _locate(self, tensor: str) -> tuple[Path, int]:
+    def _locate(self, tensor: str) -> tuple[Location, int]:
         name = self._file_of[tensor]
         return self._directory / name, self._headers[name].offsets[tensor]
 
 
-def _assign_files(headers: Mapping[str, SafetensorsHeader], directory: Path) -> dict[str, str]:
+def _assign_files(headers: Mapping[str, SafetensorsHeader], directory: Location) -> dict[str, str]:
     file_of: dict[str, str] = {}
     for file, header in headers.items():
         for tensor in header.tensors:
@@ -242,7 +276,7 @@ def _changed(what: str) -> IncompleteCheckpointError:
     )
 
 
-def _check_index(weight_map: Mapping[str, str], file_of: Mapping[str, str], directory: Path) -> None:
+def _check_index(weight_map: Mapping[str, str], file_of: Mapping[str, str], directory: Location) -> None:
     index = directory / INDEX_NAME
     missing = [tensor for tensor, file in weight_map.items() if file_of.get(tensor) != file]
     if missing:

@@ -6,13 +6,12 @@ it holds exactly one safetensors file, or one complete set named ``NAME-00001-of
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ckptlin.checkpoints.locations import Location, lexists
 from ckptlin.checkpoints.messages import name_some
 from ckptlin.errors import CheckpointNotFoundError, IncompleteCheckpointError, MalformedCheckpointError
 
@@ -78,19 +77,19 @@ class ModelFiles:
 
     Attributes
     ----------
-    directory : Path
+    directory : Path or UrlPath
     names : tuple of str
         Weight files, sorted.
     weight_map : mapping of str to str, or None
         The index's tensor names and files; None without an index.
     """
 
-    directory: Path
+    directory: Location
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None = None
 
 
-def find_model_files(path: Path) -> ModelFiles:
+def find_model_files(path: Location) -> ModelFiles:
     """Find the weight files of a directory, or accept a safetensors file itself.
 
     Raises
@@ -113,7 +112,7 @@ def find_model_files(path: Path) -> ModelFiles:
         raise IncompleteCheckpointError(
             f"{path / SINGLE_NAME} is a link to a file that is gone; download or save the checkpoint again"
         )
-    if os.path.lexists(path / INDEX_NAME):
+    if lexists(path / INDEX_NAME):
         return _follow_index(path)
     names = _weight_names(path)
     if not names:
@@ -121,12 +120,12 @@ def find_model_files(path: Path) -> ModelFiles:
     return _follow_names(path, names)
 
 
-def has_weights(directory: Path) -> bool:
+def has_weights(directory: Location) -> bool:
     """Tell whether a directory holds, or claims to hold, a model in safetensors files; reads no file."""
-    return os.path.lexists(directory / INDEX_NAME) or bool(_weight_names(directory))
+    return lexists(directory / INDEX_NAME) or bool(_weight_names(directory))
 
 
-def other_format(directory: Path) -> tuple[str, str] | None:
+def other_format(directory: Location) -> tuple[str, str] | None:
     """Say which weights of a format that ckptlin does not read a directory holds, and what to do.
 
     Returns
@@ -141,7 +140,7 @@ def other_format(directory: Path) -> tuple[str, str] | None:
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Location) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises
@@ -163,7 +162,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_names(directory: Path) -> list[str]:
+def _weight_names(directory: Location) -> list[str]:
     """List safetensors files, dangling links included; adapters and hidden files are no model."""
     if not directory.is_dir():
         return []
@@ -177,7 +176,7 @@ def _weight_names(directory: Path) -> list[str]:
     )
 
 
-def _accept_file(path: Path) -> ModelFiles:
+def _accept_file(path: Location) -> ModelFiles:
     if path.suffix != ".safetensors":
         raise CheckpointNotFoundError(
             f"{path} is not a safetensors file; give a checkpoint's directory or its .safetensors file"
@@ -194,7 +193,7 @@ def _accept_file(path: Path) -> ModelFiles:
     return ModelFiles(path.parent, (path.name,))
 
 
-def _follow_index(directory: Path) -> ModelFiles:
+def _follow_index(directory: Location) -> ModelFiles:
     index = directory / INDEX_NAME
     if not index.is_file():
         raise IncompleteCheckpointError(
@@ -226,7 +225,7 @@ def _follow_index(directory: Path) -> ModelFiles:
     return ModelFiles(directory, tuple(names), weight_map)
 
 
-def _follow_names(directory: Path, names: list[str]) -> ModelFiles:
+def _follow_names(directory: Location, names: list[str]) -> ModelFiles:
     shards = [match for match in map(_SHARD.fullmatch, names) if match]
     sets = {(shard["stem"], int(shard["total"])) for shard in shards}
     if len(sets) == 1 and len(shards) == len(names):
@@ -251,7 +250,7 @@ def _follow_names(directory: Path, names: list[str]) -> ModelFiles:
     return ModelFiles(directory, tuple(names))
 
 
-def _explain_absence(directory: Path) -> str:
+def _explain_absence(directory: Location) -> str:
     if found := other_format(directory):
         what, remedy = found
         return f"{directory} holds {what}; ckptlin reads whole models in safetensors: {remedy}"

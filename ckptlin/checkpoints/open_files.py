@@ -65,8 +65,7 @@ class OpenFiles:
             If the file cannot be opened.
         """
         with self._lock:
-            if self._is_closed:
-                raise ValueError(f"{path} cannot be read: its checkpoint was closed")
+            self.check_open(path)
             entry = self._entries.get(path)
             if entry is None:
                 entry = self._entries[path] = _Entry(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -78,6 +77,11 @@ class OpenFiles:
             with self._lock:
                 entry.num_users -= 1
                 self._close_idle(0 if self._is_closed else self._limit)
+
+    def check_open(self, what: object) -> None:
+        """Raise ValueError if the pool was closed."""
+        if self._is_closed:
+            raise ValueError(f"{what} cannot be read: its checkpoint was closed")
 
     def close(self) -> None:
         """Close all descriptors; those in use when their reader is done."""

@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptlin.checkpoints.base import Checkpoint
 from ckptlin.checkpoints.huggingface import HuggingFaceCheckpoint
+from ckptlin.checkpoints.locations import Location, UrlPath, is_same_location, location_of, map_together
 from ckptlin.checkpoints.model_files import has_weights, other_format, read_json
 from ckptlin.errors import (
     CheckpointError,
@@ -73,13 +73,13 @@ class StepCheckpoint:
     Attributes
     ----------
     step : int
-    path : Path
+    path : Path or UrlPath
         Directory (or file) of the model itself, such as ``run/global_step_100/actor/huggingface``.
     checkpoint : Checkpoint
     """
 
     step: int
-    path: Path
+    path: Location
     checkpoint: Checkpoint
 
 
@@ -87,8 +87,16 @@ class SkippedCheckpoint(NamedTuple):
     """A checkpoint that was left out because it is incomplete, and why."""
 
     step: int
-    path: Path
+    path: Location
     reason: str
+
+
+class DiscoverArguments(NamedTuple):
+    """Arguments of `discover`, with absolute paths."""
+
+    items: tuple[str, ...]
+    base: str | None
+    skip_incomplete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +110,14 @@ class Run:
     checkpoints : tuple of StepCheckpoint
     skipped : tuple of SkippedCheckpoint
         What ``skip_incomplete`` left out.
+    arguments : DiscoverArguments
+        What finds the run again, in another process or directory.
     """
 
     location: str
     checkpoints: tuple[StepCheckpoint, ...]
-    skipped: tuple[SkippedCheckpoint, ...] = ()
+    skipped: tuple[SkippedCheckpoint, ...]
+    arguments: "DiscoverArguments"
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -130,7 +141,7 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     step: int
-    path: Path
+    path: Location
 
 
 def discover(
@@ -149,8 +160,9 @@ def discover(
         taken for the final copy that trainers save there, and left out; so are temporary directories
         (``tmp-checkpoint-N``).  A single checkpoint works as a run of one: its step is in its name, or in its
         ``trainer_state.json``.  Several items are joined.  In ``STEP=PATH`` everything up to the first ``=``
-        is the step; a path that itself begins like that is written ``./100=x``.
-    base : path-like, optional
+        is the step; a path that itself begins like that is written ``./100=x``.  A path may be a URL that
+        fsspec reads, such as ``s3://bucket/run``.
+    base : path-like or URL, optional
         The model that training began from, as step 0.
     skip_incomplete : bool
         Leave checkpoints out that are incomplete, and list them in the result, instead of raising.
@@ -165,7 +177,9 @@ def discover(
         If two directories stand for the same step.
     InputError
         If a run's directory holds a checkpoint that ckptlin has extrapolated, the step of a checkpoint cannot
-        be told, there is no item, or ``base`` meets a step 0.
+        be told, there is no item, ``base`` meets a step 0, or what reads a URL is not installed.
+    CheckpointError
+        If access to a URL is denied, or its service cannot be reached.
     """
     items = [run] if isinstance(run, str | os.PathLike) else list(run)
     if not items:
@@ -174,16 +188,25 @@ def discover(
         )
     candidates = [candidate for item in items for candidate in _expand(os.fspath(item))]
     if base is not None:
-        _add_base(candidates, Path(base))
+        _add_base(candidates, location_of(base))
     opened: list[StepCheckpoint] = []
     skipped: list[SkippedCheckpoint] = []
-    for candidate in sorted(candidates, key=lambda c: c.step):
+    candidates.sort(key=lambda c: c.step)
+
+    def try_open(candidate: _Candidate) -> StepCheckpoint | SkippedCheckpoint:
         try:
-            opened.append(_open(candidate))
+            return _open(candidate)
         except IncompleteCheckpointError as error:
             if not skip_incomplete:
                 raise
-            skipped.append(SkippedCheckpoint(candidate.step, candidate.path, str(error)))
+            return SkippedCheckpoint(candidate.step, candidate.path, str(error))
+
+    is_remote = any(isinstance(c.path, UrlPath) for c in candidates)
+    for found in map_together(try_open, candidates) if is_remote else map(try_open, candidates):
+        if isinstance(found, StepCheckpoint):
+            opened.append(found)
+        else:
+            skipped.append(found)
     location = ", ".join(os.fspath(item) for item in items)
     _reject_same_step(opened)
     if not opened:
@@ -191,19 +214,26 @@ def discover(
             f"{location} holds no complete checkpoint; {len(skipped)} were skipped, the first because "
             f"{skipped[0].reason}"
         )
-    return Run(location, tuple(opened), tuple(skipped))
+    arguments = DiscoverArguments(
+        tuple(_absolute(os.fspath(item)) for item in items),
+        None if base is None else _absolute(os.fspath(base)),
+        skip_incomplete,
+    )
+    return Run(location, tuple(opened), tuple(skipped), arguments)
 
 
-def step_of(path: Path) -> int | None:
+def step_of(path: Location) -> int | None:
     """Read the step from the name of a checkpoint's directory or file, None if it has none.
 
     Examples
     --------
+    >>> from pathlib import Path
     >>> step_of(Path("run/checkpoint-0100")), step_of(Path("run/tmp-checkpoint-100"))
     (100, None)
     """
     # A name such as `.` or `..` says nothing; links keep their own name.
-    name = os.path.basename(os.path.abspath(path)).removesuffix(".safetensors")
+    name = path.name if isinstance(path, UrlPath) else os.path.basename(os.path.abspath(path))
+    name = name.removesuffix(".safetensors")
     for pattern in STEP_NAMES:
         if match := pattern.fullmatch(name):
             return int(match[1])
@@ -212,13 +242,13 @@ def step_of(path: Path) -> int | None:
 
 def _expand(item: str) -> list[_Candidate]:
     if match := _EXPLICIT.fullmatch(item):
-        step, path = int(match[1]), Path(match[2])
+        step, path = int(match[1]), location_of(match[2])
         if not path.exists():
             raise CheckpointNotFoundError(
                 f"{path}, given as step {step}, does not exist; write STEP=PATH with the path of a checkpoint"
             )
         return [_Candidate(step, path)]
-    path = Path(item)
+    path = location_of(item)
     if not path.exists():
         raise CheckpointNotFoundError(
             f"{path} does not exist; give the directory of a run, or STEP=PATH for each checkpoint"
@@ -254,21 +284,32 @@ def _expand(item: str) -> list[_Candidate]:
     )
 
 
-def _numbered_children(path: Path) -> list[_Candidate]:
+def _absolute(item: str) -> str:
+    match = _EXPLICIT.fullmatch(item)
+    location = location_of(match[2] if match else item)
+    if not isinstance(location, UrlPath):
+        location = location.absolute()
+    return f"{match[1]}={location}" if match else str(location)
+
+
+def _numbered_children(path: Location) -> list[_Candidate]:
     if not path.is_dir():
         return []
     children = [_Candidate(step, child) for child in path.iterdir() if (step := step_of(child)) is not None]
-    return sorted((c for c in children if c.path.is_dir()), key=lambda c: (c.step, c.path.name))
+    children = sorted((c for c in children if c.path.is_dir()), key=lambda c: (c.step, c.path.name))
+    if isinstance(path, UrlPath):
+        path.list_together(child.path.name for child in children)
+    return children
 
 
-def _find_place(path: Path) -> Path | None:
+def _find_place(path: Location) -> Location | None:
     """Find where in a checkpoint's directory the model lies."""
     if path.is_file():
         return path
     return next((path / place for place in MODEL_PLACES if has_weights(path / place)), None)
 
 
-def _step_of_single(path: Path) -> int:
+def _step_of_single(path: Location) -> int:
     step = step_of(path)
     if step is not None:
         return step
@@ -283,14 +324,14 @@ def _step_of_single(path: Path) -> int:
     )
 
 
-def _add_base(candidates: list[_Candidate], base: Path) -> None:
+def _add_base(candidates: list[_Candidate], base: Location) -> None:
     if not base.exists():
         raise CheckpointNotFoundError(
             f"the base model {base} does not exist; give the directory of a checkpoint"
         )
     zeros = [candidate.path for candidate in candidates if candidate.step == 0]
     for path in zeros:
-        if not path.samefile(base):
+        if not is_same_location(path, base):
             raise InputError(
                 f"the base model {base} would be step 0, but {path} is step 0 already; leave one of them out"
             )

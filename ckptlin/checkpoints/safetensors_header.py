@@ -8,13 +8,15 @@ checkpoint is the business of `model_files`.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ckptlin.checkpoints.base import WeightFile
+from ckptlin.checkpoints.locations import Location, UrlPath
 from ckptlin.checkpoints.open_files import read_fully
 from ckptlin.dtypes import DTYPES, from_safetensors
 from ckptlin.errors import IncompleteCheckpointError, InputError, MalformedCheckpointError
@@ -31,6 +33,8 @@ __all__ = [
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _LENGTH_BYTES = 8
+# Fetched of a file at a URL in one request, in the hope that it holds the header.
+_HEAD_BYTES = 1 << 17
 _MAX_SIZE = 1 << 63  # of a dimension, and of a file on any system
 _METADATA = "__metadata__"
 # The order of safetensors' Dtype enum.  The library lays tensors out from its end, widest first, so that
@@ -80,7 +84,7 @@ class SafetensorsHeader:
         return len(self.raw).to_bytes(_LENGTH_BYTES, "little") + self.raw
 
 
-def read_header(path: Path) -> tuple[WeightFile, SafetensorsHeader]:
+def read_header(path: Location) -> tuple[WeightFile, SafetensorsHeader]:
     """Read and check the header of a safetensors file; no other byte of the file is read.
 
     Raises
@@ -91,25 +95,20 @@ def read_header(path: Path) -> tuple[WeightFile, SafetensorsHeader]:
         If the header breaks the format, or a tensor has a dtype without support.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        num_bytes, mtime_ns, raw = _read_remote(path) if isinstance(path, UrlPath) else _read_local(path)
     except FileNotFoundError as error:
         raise IncompleteCheckpointError(
             f"{path} is missing: the checkpoint was deleted or is still being written; "
             "wait until it is complete, or leave it out"
         ) from error
-    try:
-        stat = os.fstat(fd)
-        raw = _read_raw(fd, stat.st_size, path)
-    finally:
-        os.close(fd)
     header = parse_header(raw, source=str(path))
-    if header.file_bytes != stat.st_size:
-        found = "is cut short" if stat.st_size < header.file_bytes else "has bytes after its last tensor"
+    if header.file_bytes != num_bytes:
+        found = "is cut short" if num_bytes < header.file_bytes else "has bytes after its last tensor"
         raise IncompleteCheckpointError(
             f"{path} {found}: its header describes a file of {header.file_bytes} bytes, but it has "
-            f"{stat.st_size}; save or download it again, or leave this checkpoint out"
+            f"{num_bytes}; save or download it again, or leave this checkpoint out"
         )
-    return WeightFile(path.name, stat.st_size, stat.st_mtime_ns, raw), header
+    return WeightFile(path.name, num_bytes, mtime_ns, raw), header
 
 
 def parse_header(raw: bytes, *, source: str) -> SafetensorsHeader:
@@ -195,14 +194,37 @@ def library_order(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: (-_LIBRARY_RANK[spec.dtype.safetensors], spec.name))
 
 
-def _read_raw(fd: int, file_bytes: int, path: Path) -> bytes:
+def _read_local(path: Path) -> tuple[int, int, bytes]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        stat = os.fstat(fd)
+        return stat.st_size, stat.st_mtime_ns, _read_raw(partial(read_fully, fd), stat.st_size, path)
+    finally:
+        os.close(fd)
+
+
+def _read_remote(path: UrlPath) -> tuple[int, int, bytes]:
+    stat = path.stat()
+    head = bytearray(min(stat.st_size, _HEAD_BYTES))
+    del head[path.read_into(0, memoryview(head)) :]
+
+    def read(offset: int, out: memoryview) -> int:
+        if offset + len(out) > len(head):
+            return path.read_into(offset, out)
+        out[:] = head[offset : offset + len(out)]
+        return len(out)
+
+    return stat.st_size, stat.st_mtime_ns, _read_raw(read, stat.st_size, path)
+
+
+def _read_raw(read: Callable[[int, memoryview], int], file_bytes: int, path: Location) -> bytes:
     if file_bytes < _LENGTH_BYTES:
         raise IncompleteCheckpointError(
             f"{path} has {file_bytes} bytes, too few for a safetensors file; it is still being written, or "
             "must be saved or downloaded again"
         )
     length = bytearray(_LENGTH_BYTES)
-    read_fully(fd, 0, memoryview(length))
+    read(0, memoryview(length))
     num_bytes = int.from_bytes(length, "little")
     if length == _LFS_POINTER:
         raise IncompleteCheckpointError(
@@ -225,7 +247,7 @@ def _read_raw(fd: int, file_bytes: int, path: Path) -> bytes:
             f"take {_LENGTH_BYTES + num_bytes}; save or download it again, or leave this checkpoint out"
         )
     raw = bytearray(num_bytes)
-    if read_fully(fd, _LENGTH_BYTES, memoryview(raw)) < num_bytes:
+    if read(_LENGTH_BYTES, memoryview(raw)) < num_bytes:
         raise IncompleteCheckpointError(
             f"{path} was cut short while its header was read; leave this checkpoint out, or wait for it"
         )

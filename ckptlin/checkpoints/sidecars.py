@@ -6,7 +6,8 @@ would be run by whoever loads the copy.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+
+from ckptlin.checkpoints.locations import Location, list_matches
 
 __all__ = ["SIDECAR_DIRECTORY", "SIDECAR_PATTERNS", "find_sidecars"]
 
@@ -34,17 +35,17 @@ SIDECAR_PATTERNS: tuple[str, ...] = (
 SIDECAR_DIRECTORY = "additional_chat_templates"
 
 
-def find_sidecars(directories: Iterable[Path]) -> Mapping[str, Path]:
+def find_sidecars(directories: Iterable[Location]) -> Mapping[str, Location]:
     """Find the sidecar files of a model, by name; where two directories hold one, the first one's is taken.
 
     Files of ``additional_chat_templates`` are named with it: ``additional_chat_templates/tools.jinja``.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Location] = {}
     for directory in directories:
-        paths = [path for pattern in SIDECAR_PATTERNS for path in sorted(directory.glob(pattern))]
+        paths = [path for pattern in SIDECAR_PATTERNS for path in list_matches(directory, pattern)]
         for path in paths:
             if path.is_file():
                 found.setdefault(path.name, path)
-        for path in sorted((directory / SIDECAR_DIRECTORY).glob("*.jinja")):
+        for path in list_matches(directory / SIDECAR_DIRECTORY, "*.jinja"):
             found.setdefault(f"{SIDECAR_DIRECTORY}/{path.name}", path)
     return found
