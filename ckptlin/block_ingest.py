@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptlin.ingest_plan import Row, checksum
+from ckptlin.checkpoints import RunTrajectories
+from ckptlin.ingest_plan import checksum
 from ckptlin.store.chunk_codec import Compressor, encode_chunk
 from ckptlin.store.files import StoreFiles
 from ckptlin.store.store import TrajectoryStore, block_key
@@ -28,8 +29,9 @@ class BlockIngester:
 
     Parameters
     ----------
-    rows : sequence of Row
-        Every step of the new store.
+    run : RunTrajectories
+    rows : sequence of (int or None, int or None)
+        For every step of the new store its row in the store that is there, or that in the run.
     store : TrajectoryStore or None
         Where rows that are kept come from.
     chunk_steps : int
@@ -43,13 +45,15 @@ class BlockIngester:
     def __init__(
         self,
         *,
-        rows: Sequence[Row],
+        run: RunTrajectories,
+        rows: Sequence[tuple[int | None, int | None]],
         store: TrajectoryStore | None,
         chunk_steps: int,
         compressor: Compressor,
         files: StoreFiles,
         note: Callable[[ChunkEntry], None],
     ) -> None:
+        self._run = run
         self._rows = tuple(rows)
         self._store = store
         self._chunk_steps = chunk_steps
@@ -67,17 +71,16 @@ class BlockIngester:
     def prefetch(self, batch: Sequence[ChunkItem]) -> None:
         """Tell the system that a batch will soon be read."""
         for item in batch:
-            for row in self._rows_of(item.chunk_row):
-                if row.source is not None:
-                    row.source.checkpoint.prefetch(item.block.tensor, item.block.start, item.block.num_params)
+            rows = self._rows_of(item.chunk_row)
+            self._run.prefetch(item.block, [run_row for _, run_row in rows if run_row is not None])
 
-    def _rows_of(self, chunk_row: int) -> tuple[Row, ...]:
+    def _rows_of(self, chunk_row: int) -> tuple[tuple[int | None, int | None], ...]:
         return self._rows[chunk_row * self._chunk_steps : (chunk_row + 1) * self._chunk_steps]
 
     def _write(self, item: ChunkItem) -> ChunkEntry:
         rows, block = self._rows_of(item.chunk_row), item.block
-        dtype = next(row.source.checkpoint for row in rows if row.source).tensors[block.tensor].dtype
-        kept = [(i, row.old_row) for i, row in enumerate(rows) if row.old_row is not None]
+        dtype = self._run.tensors[block.tensor].dtype
+        kept = [(i, old_row) for i, (old_row, _) in enumerate(rows) if old_row is not None]
         old = None
         if kept and self._store is not None:
             old = self._store.read_block(block, [old_row for _, old_row in kept])
@@ -87,10 +90,10 @@ class BlockIngester:
         if old is not None:
             bits[[i for i, _ in kept], : block.num_params] = old
         checksums = []
-        for i, row in enumerate(rows):
-            if row.source is not None:
+        for i, (_, run_row) in enumerate(rows):
+            if run_row is not None:
                 part = bits[i, : block.num_params]
-                row.source.checkpoint.read_into(block.tensor, block.start, part)
+                self._run.checkpoints[run_row].checkpoint.read_into(block.tensor, block.start, part)
                 checksums.append(checksum(part))
         data = encode_chunk(bits, dtype, self._compressor)
         entry = ChunkEntry.of(block_key(block, item.chunk_row), data, checksums)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from ckptlin.errors import InputError
+from ckptlin.memory import MemoryPlan
 from ckptlin.trajectory import Block
 
 __all__ = ["Cluster", "Executor", "Threads", "available_workers", "batches", "open_executor"]
@@ -184,14 +185,16 @@ def _call(work: Callable[[T], R], item: T) -> R:
 
 @contextmanager
 def open_executor(
-    num_workers: int, *, scheduler: str | None = None, processes: bool = False
+    memory: MemoryPlan, num_workers: int | None, *, scheduler: str | None = None, processes: bool = False
 ) -> Iterator[Executor]:
     """Open what an operation runs on, and close it after.
 
     Parameters
     ----------
-    num_workers : int
-        Threads or processes, where they are this machine's own.
+    memory : MemoryPlan
+        Says how many threads the budget allows.  Processes have a budget each.
+    num_workers : int or None
+        Processes to start; default one for each processor.
     scheduler : str, optional
         Address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``.
     processes : bool
@@ -203,7 +206,7 @@ def open_executor(
         If nothing answers at the address, ``distributed`` is not installed, or both are asked for.
     """
     if scheduler is None and not processes:
-        yield Threads(num_workers)
+        yield Threads(memory.num_workers)
         return
     if scheduler is not None and processes:
         raise InputError("--processes starts workers of its own; leave it out where --scheduler is given")
@@ -228,7 +231,7 @@ def open_executor(
         return
     with (
         LocalCluster(
-            n_workers=num_workers,
+            n_workers=num_workers or available_workers(),
             threads_per_worker=1,
             processes=True,
             dashboard_address=None,

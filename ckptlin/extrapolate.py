@@ -3,31 +3,29 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ckptlin.block_extrapolate import BlockPredictor, Losses, PredictionItem
 from ckptlin.checkpoints import CheckpointWriter, RunTrajectories, WeightFilePlan, plan_files
 from ckptlin.checkpoints.output_directory import check_output
 from ckptlin.checkpoints.run import PROVENANCE_NAME
 from ckptlin.dtypes import TensorDType, from_zarr, is_fitted
-from ckptlin.errors import InputError, NonFiniteError, SelectionError
-from ckptlin.execution import available_workers, batches, run_tasks
-from ckptlin.finite import require_finite
-from ckptlin.kernels.regression import Abscissa, BlockRegression
-from ckptlin.kernels.weighted_sum import BlockSum, RoundedBlock, round_once
+from ckptlin.errors import InputError, SelectionError
+from ckptlin.execution import available_workers, batches, open_executor
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.methods import get_method
 from ckptlin.model_card import model_card, provenance
 from ckptlin.naming import is_buffer, matches, select
 from ckptlin.progress import NO_PROGRESS, Progress
-from ckptlin.selection import row_groups, select_rows
+from ckptlin.selection import select_rows
 from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.template import Template, template_of
-from ckptlin.trajectory import Block, TensorSpec
+from ckptlin.trajectory import Block
 
 __all__ = ["ExtrapolationPlan", "ExtrapolationResult", "extrapolate", "plan_extrapolation"]
 
@@ -240,6 +238,8 @@ def extrapolate(
     overwrite: bool = False,
     memory_bytes: int | None = None,
     num_workers: int | None = None,
+    scheduler: str | None = None,
+    processes: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> ExtrapolationResult:
     """Write the checkpoint that a method predicts for a step.
@@ -269,6 +269,10 @@ def extrapolate(
     overwrite : bool
         Replace a checkpoint that is there.
     memory_bytes, num_workers : int, optional
+    scheduler : str, optional
+    processes : bool
+        Where blocks are predicted, see `ckptlin.execution.open_executor`; ``out_dir`` has to lie on a file
+        system that all workers share.
 
     Raises
     ------
@@ -300,19 +304,41 @@ def extrapolate(
     for warning in plan.warnings:
         progress.note(warning)
     with CheckpointWriter(plan.out_dir, plan.files, overwrite=overwrite) as writer:
-        prediction = _Prediction(plan, writer)
+        predictor = BlockPredictor(
+            source=source,
+            target=target,
+            rows=plan.rows,
+            coefficients=plan.coefficients,
+            min_r2=plan.min_r2,
+            dtype=plan.dtype,
+            write=writer.write,
+        )
+        num_lost = num_gated = 0
         blocks = [block for name in source.tensors for block in source.blocks(name)]
-        with progress.phase("extrapolate", plan.bytes_in) as advance:
+        with (
+            open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor,
+            progress.phase("extrapolate", plan.bytes_in) as advance,
+        ):
 
-            def work(batch: tuple[Block, ...]) -> None:
-                for block in batch:
-                    prediction.predict(block, advance)
+            def collect(batch: Sequence[PredictionItem], losses: Sequence[Losses]) -> None:
+                nonlocal num_lost, num_gated
+                for item, (lost, gated) in zip(batch, losses, strict=True):
+                    num_lost += lost
+                    num_gated += gated
+                    block = item.block
+                    if executor.is_remote:
+                        writer.note_written(block.tensor, block.num_params)
+                    advance(block.num_params * source.tensors[block.tensor].dtype.itemsize * len(plan.rows))
 
-            run_tasks(work, batches(blocks), num_workers=plan.memory.num_workers)
+            def item_of(block: Block) -> PredictionItem:
+                is_extrapolated = plan.rules[block.tensor] == "extrapolate"
+                return PredictionItem(block, is_extrapolated, writer.place(block.tensor, block.start))
+
+            items = [[item_of(block) for block in batch] for batch in batches(blocks)]
+            executor.run(predictor, items, collect, ahead=predictor.prefetch)
         num_params = sum(
             source.tensors[name].num_params for name, rule in plan.rules.items() if rule == "extrapolate"
         )
-        num_lost, num_gated = prediction.totals()
         record = provenance(
             source=source,
             plan=plan.to_dict(),
@@ -337,108 +363,6 @@ def extrapolate(
         warnings=plan.warnings,
         elapsed_s=time.perf_counter() - started,
     )
-
-
-class _Prediction:
-    """One extrapolation under way."""
-
-    def __init__(self, plan: ExtrapolationPlan, writer: CheckpointWriter) -> None:
-        self._plan = plan
-        self._writer = writer
-        self._coefficient = dict(zip(plan.rows, plan.coefficients.tolist(), strict=True))
-        self._groups = row_groups(plan.source, plan.rows)
-        self._reference = next(row for row in plan.rows if self._coefficient[row] != 0.0)
-        self._abscissa = Abscissa.of(plan.steps) if plan.min_r2 is not None else None
-        # (lost, gated) of each block; appending is atomic under the GIL.
-        self._counts: list[tuple[int, int]] = []
-
-    def predict(self, block: Block, advance: Callable[[int], None]) -> None:
-        plan = self._plan
-        spec = plan.source.tensors[block.tensor]
-        if plan.rules[block.tensor] == "extrapolate":
-            values = self._extrapolate(block, spec)
-        else:
-            bits = plan.source.read_block(block, plan.rows[-1:])[0]
-            values = self._convert(bits.view(spec.dtype.numpy), spec)
-        self._writer.write(block.tensor, block.start, np.ascontiguousarray(values))
-        advance(block.num_params * spec.dtype.itemsize * len(plan.rows))
-
-    def totals(self) -> tuple[int, int]:
-        """Return how many parameters rounding took back, and how many the gate held."""
-        return sum(lost for lost, _ in self._counts), sum(gated for _, gated in self._counts)
-
-    def _extrapolate(self, block: Block, spec: TensorSpec) -> np.ndarray[Any, Any]:
-        plan = self._plan
-        result, gated = self._sum(block, spec, careful=False)
-        if not result.is_finite:
-            self._require_finite(block)
-        if result.num_overflowed:
-            raise _beyond_range(
-                f"the prediction of tensor `{spec.name}` for step {plan.target}",
-                result.num_overflowed,
-                plan.dtype or spec.dtype,
-                "choose a nearer step, or a wider --dtype",
-            )
-        self._counts.append((result.num_lost, gated))
-        return result.values
-
-    def _convert(self, values: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndarray[Any, Any]:
-        """Bring a tensor that stays as it is to the output dtype; what is not finite stays so."""
-        dtype = self._plan.dtype
-        if dtype is None or dtype == spec.dtype or not is_fitted(spec.dtype):
-            return values
-        with np.errstate(invalid="ignore"):  # signalling NaN
-            wide = values.astype(np.float64)
-        converted = round_once(wide, dtype)
-        num_overflowed = int((np.isfinite(wide) & ~np.isfinite(converted)).sum())
-        if num_overflowed:
-            raise _beyond_range(f"tensor `{spec.name}`", num_overflowed, dtype, "choose a wider --dtype")
-        return converted
-
-    def _require_finite(self, block: Block) -> None:
-        way_out = "let the tensor keep its last value with --keep"
-        require_finite(self._plan.source, block, self._plan.rows, way_out=way_out)
-
-    def _sum(self, block: Block, spec: TensorSpec, *, careful: bool) -> tuple[RoundedBlock, int]:
-        plan = self._plan
-        regression = None
-        if self._abscissa is not None:
-            regression = BlockRegression(spec.dtype, self._abscissa, block.num_params, ("r2",), careful=careful)
-        reference = None
-        total: BlockSum | None = None
-        for group in self._groups:
-            bits = plan.source.read_block(block, group)
-            if total is None:
-                if self._reference in group:
-                    reference = bits[group.index(self._reference)].copy()
-                else:
-                    reference = plan.source.read_block(block, [self._reference])[0]
-                total = BlockSum(spec.dtype, reference)
-            total.add(bits, np.array([self._weight(row) for row in group]))
-            if regression is not None:
-                regression.add(bits)
-        assert total is not None  # noqa: S101 (there is at least one group)
-        last = bits[-1]
-        keep, num_gated = None, 0
-        if regression is not None and plan.min_r2 is not None:
-            fit, trusted = regression.finish()
-            if not trusted and not careful:
-                # A NaN would pass for a parameter without R², which the gate holds.
-                self._require_finite(block)
-                return self._sum(block, spec, careful=True)
-            assert fit.r2 is not None  # noqa: S101 (it was asked for)
-            keep = ~(fit.r2 >= plan.min_r2)
-            num_gated = int((fit.r2 < plan.min_r2).sum())
-        return total.finish(last, keep, plan.dtype or spec.dtype), num_gated
-
-    def _weight(self, row: int) -> float:
-        """Return the coefficient that the sum takes a row with: 0 for the row that it starts from."""
-        return 0.0 if row == self._reference else self._coefficient[row]
-
-
-def _beyond_range(what: str, count: int, dtype: TensorDType, way_out: str) -> NonFiniteError:
-    values = "value" if count == 1 else "values"
-    return NonFiniteError(f"{what} has {count} {values} beyond the range of {dtype.zarr}; {way_out}")
 
 
 def _between(

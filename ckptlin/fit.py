@@ -314,12 +314,12 @@ def fit(
         with StoreWriter(source.path, fresh=False) as writer:
             # The store may have changed since it was opened, and with it the rows of its steps.
             plan = make_plan(TrajectoryStore(source.path))
-            with open_executor(plan.memory.num_workers, scheduler=scheduler, processes=processes) as executor:
+            with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
                 summary = _run(plan, writer, seed, executor, progress)
             _write_tables(writer, writer.staged_fit(name), summary)
             writer.commit_fit(_record_with_fit(plan), name)
     else:
-        with open_executor(plan.memory.num_workers, scheduler=scheduler, processes=processes) as executor:
+        with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
             summary = _run(plan, None, seed, executor, progress)
     return FitResult(
         name=name,

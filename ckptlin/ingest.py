@@ -5,15 +5,16 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ckptlin.block_ingest import BlockIngester, ChunkItem
-from ckptlin.checkpoints import SkippedCheckpoint, StepCheckpoint
+from ckptlin.checkpoints import RunTrajectories, SkippedCheckpoint, StepCheckpoint
 from ckptlin.errors import CheckpointError, DiskFullError, IncompleteCheckpointError, InputError
-from ckptlin.execution import batches, open_executor
+from ckptlin.execution import Executor, batches, open_executor
 from ckptlin.ingest_plan import IngestPlan, committed_file, digest, fingerprint, plan_ingest
 from ckptlin.memory import format_bytes
 from ckptlin.progress import NO_PROGRESS, Progress
@@ -137,7 +138,8 @@ def ingest(
         resumed = 0
         if plan.added:
             _check_disk(plan)
-            committed, resumed = _write(plan, scheduler, processes, progress)
+            workers = open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes)
+            committed, resumed = _write(plan, workers, progress)
         elif plan.store is not None:
             sweep_leftovers(plan.path)
             committed = plan.store
@@ -197,7 +199,7 @@ class _Checksums:
 
 
 def _write(
-    plan: IngestPlan, scheduler: str | None, processes: bool, progress: Progress
+    plan: IngestPlan, workers: AbstractContextManager[Executor], progress: Progress
 ) -> tuple[TrajectoryStore, int]:
     record = plan.record
     num_kept = len(plan.store.steps) if plan.store is not None and not plan.rebuild else 0
@@ -213,7 +215,7 @@ def _write(
     chunk_params = {name: math.prod(chunk) for name, chunk in record.param_chunks.items()}
     with (
         StoreWriter(plan.path, fresh=plan.store is None or plan.rebuild) as writer,
-        open_executor(plan.memory.num_workers, scheduler=scheduler, processes=processes) as executor,
+        workers as executor,
         progress.phase("ingest", plan.bytes_in) as advance,
     ):
         writer.check_follows(record.commit)
@@ -231,9 +233,11 @@ def _write(
                 checksums.add(block, steps, entry.checksums)
                 advance(block.num_params * specs[block.tensor].dtype.itemsize * len(steps))
 
+        run_rows = {step: i for i, step in enumerate(plan.run.steps)}
         done = writer.begin(_identity(plan))
         ingester = BlockIngester(
-            rows=plan.rows,
+            run=RunTrajectories(plan.run, partition=blocks_of),
+            rows=[(row.old_row, run_rows.get(row.step) if row.source else None) for row in plan.rows],
             store=plan.store,
             chunk_steps=record.chunk_steps,
             compressor=record.compressor,

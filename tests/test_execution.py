@@ -2,12 +2,22 @@ import threading
 
 import pytest
 
-from ckptlin.execution import run_tasks
+from ckptlin.execution import Threads
 
 
-def test_results_come_in_the_order_of_items_over_several_graphs():
-    assert run_tasks(lambda item: 2 * item, range(1200), num_workers=3) == [2 * i for i in range(1200)]
-    assert run_tasks(lambda item: item, [], num_workers=2) == []
+def test_every_item_is_worked_on_over_several_graphs_about_in_order():
+    started, results = [], {}
+    Threads(3).run(lambda item: (started.append(item), 2 * item)[1], range(1200), results.__setitem__)
+    assert results == {i: 2 * i for i in range(1200)}
+    assert max(abs(item - place) for place, item in enumerate(started)) < 8
+    Threads(2).run(lambda item: item, [], results.__setitem__)
+
+
+def test_items_are_announced_before_they_are_worked_on():
+    events = []
+    Threads(2).run(events.append, range(20), ahead=lambda item: events.append(-item))
+    assert {-e for e in events if e < 0} == set(range(4, 20))
+    assert all(events.index(-item) < events.index(item) for item in range(4, 20))
 
 
 def test_the_first_error_ends_the_run_after_the_tasks_in_flight():
@@ -23,6 +33,6 @@ def test_the_first_error_ends_the_run_after_the_tasks_in_flight():
             ended.append(item)
 
     with pytest.raises(ValueError, match="three"):
-        run_tasks(work, range(2000), num_workers=2)
+        Threads(2).run(work, range(2000))
     assert sorted([*ended, 3]) == sorted(started)
     assert len(started) < 600

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,8 @@ from ckptlin.errors import (
 
 __all__ = ["CheckpointWriter"]
 
+# Bytes after which the disk is told to write what it has so far.
+_SYNC_BYTES = 64 << 20
 # Linux writes at most 2**31 - 4096 bytes in a call and says so; macOS refuses more than 2**31 - 1.
 _MAX_WRITE_BYTES = 1 << 30
 
@@ -77,6 +80,9 @@ class CheckpointWriter:
         self._written = dict.fromkeys(self._layout_of, 0)
         self._lock = threading.Lock()
         self._fds: dict[str, int] = {}
+        self._num_unsynced = 0
+        self._syncing: ThreadPoolExecutor | None = None
+        self._syncs: list[Future[None]] = []
         self._added: set[str] = set()
         self._is_done = False
         check_output(self._target, out_dir, overwrite=overwrite)
@@ -157,6 +163,21 @@ class CheckpointWriter:
         self._write_fully(name, offset, values.view(np.uint8).data)
         with self._lock:
             self._written[tensor] += values.nbytes
+        self._sync_soon(name, values.nbytes)
+
+    def place(self, tensor: str, start: int) -> tuple[Path, int]:
+        """Return the file and the byte where a tensor's elements from ``start`` on belong until `commit`.
+
+        For another process to write them, which `note_written` then tells of.
+        """
+        name, layout = self._layout_of[tensor]
+        return self._partial / name, layout.offsets[tensor] + start * layout.tensors[tensor].dtype.itemsize
+
+    def note_written(self, tensor: str, num_params: int) -> None:
+        """Note that another process has written, and synced, some of a tensor's elements."""
+        _, layout = self._layout_of[tensor]
+        with self._lock:
+            self._written[tensor] += num_params * layout.tensors[tensor].dtype.itemsize
 
     def add_file(self, name: str, data: bytes) -> None:
         """Add a small file, such as ``config.json`` or ``additional_chat_templates/tools.jinja``.
@@ -210,6 +231,8 @@ class CheckpointWriter:
         if INDEX_NAME not in self._added and [plan.name for plan in self._plans] != [SINGLE_NAME]:
             self.add_file(INDEX_NAME, index_json(self._plans))
         try:
+            for sync in self._syncs:
+                sync.result()  # the system tells of an error once only
             for fd in self._fds.values():
                 os.fsync(fd)
         except OSError as error:
@@ -248,14 +271,27 @@ class CheckpointWriter:
         self._write_fully(plan.name, 0, memoryview(plan.layout.prefix))
 
     def _write_fully(self, name: str, offset: int, data: memoryview) -> None:
-        done = 0
         try:
-            while done < len(data):
-                done += os.pwrite(self._fds[name], data[done : done + _MAX_WRITE_BYTES], offset + done)
+            write_fully(self._fds[name], offset, data)
         except OSError as error:
             raise self._explain(error, self._partial / name) from error
 
+    def _sync_soon(self, name: str, num_bytes: int) -> None:
+        """Have the disk write while more is computed, or the sync at the end would wait for everything."""
+        with self._lock:
+            self._num_unsynced += num_bytes
+            if self._num_unsynced < _SYNC_BYTES or self._fds.get(name) is None:
+                return
+            self._num_unsynced = 0
+            if self._syncing is None:
+                self._syncing = ThreadPoolExecutor(1, thread_name_prefix="ckptlin-sync")
+            self._syncs.append(self._syncing.submit(os.fsync, self._fds[name]))
+
     def _close_files(self) -> None:
+        with self._lock:
+            syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.shutdown(cancel_futures=True)
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -302,6 +338,13 @@ class CheckpointWriter:
                 f"the {INDEX_NAME} given for {self._out_dir} does not describe the files that are written; "
                 "leave it out, and a new one is made"
             )
+
+
+def write_fully(fd: int, offset: int, data: memoryview) -> None:
+    """Write all of ``data`` to a file, from byte ``offset`` on; threads may share the descriptor."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done : done + _MAX_WRITE_BYTES], offset + done)
 
 
 def _is_plain(name: str) -> bool:

@@ -7,6 +7,7 @@ import click
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import (
     SIZE,
+    cluster_options,
     json_option,
     memory_options,
     out_option,
@@ -54,6 +55,7 @@ __all__ = ["command"]
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
 @source_options
 @memory_options
+@cluster_options
 @json_option
 @quiet_option
 def command(
@@ -74,6 +76,8 @@ def command(
     memory: int | None,
     workers: int | None,
     dry_run: bool,
+    scheduler: str | None,
+    processes: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -102,6 +106,7 @@ def command(
         "memory_bytes": memory,
         "num_workers": workers,
     }
+    cluster: dict[str, Any] = {"scheduler": scheduler, "processes": processes}
     if dry_run:
         plan = plan_extrapolation(opened, target, out_dir, **options)
         if as_json:
@@ -119,7 +124,7 @@ def command(
         for warning in plan.warnings:
             progress.note(warning)
         return
-    result = extrapolate(opened, target, out_dir, **options, progress=progress)
+    result = extrapolate(opened, target, out_dir, **options, **cluster, progress=progress)
     if as_json:
         print_json(result.to_dict())
         return

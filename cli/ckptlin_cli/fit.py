@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from ckptlin.memory import format_bytes
-from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import (
+    cluster_options,
     json_option,
     memory_options,
     print_json,
@@ -16,6 +16,7 @@ from ckptlin_cli.options import (
     source_options,
     steps_option,
 )
+from ckptlin_cli.options import command as make_command
 from ckptlin_cli.progress import note_skipped, progress_bars
 from ckptlin_cli.tables import echo_pairs, echo_table, percent, quantity, write_csv
 
@@ -73,6 +74,7 @@ _HEADER = (
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random walks of the null.")
 @source_options
 @memory_options
+@cluster_options
 @json_option
 @quiet_option
 def command(
@@ -91,6 +93,8 @@ def command(
     memory: int | None,
     workers: int | None,
     dry_run: bool,
+    scheduler: str | None,
+    processes: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -120,6 +124,7 @@ def command(
         "memory_bytes": memory,
         "num_workers": workers,
     }
+    cluster: dict[str, Any] = {"scheduler": scheduler, "processes": processes}
     if dry_run:
         plan = plan_fit(opened, **options)
         if as_json:
@@ -134,7 +139,14 @@ def command(
             ]
         )
         return
-    result = fit(opened, **options, seed=seed, keep=not no_keep, progress=progress)
+    result = fit(
+        opened,
+        **options,
+        **cluster,
+        seed=seed,
+        keep=not no_keep,
+        progress=progress,
+    )
     summary = result.summary
     if csv_path is not None:
         write_csv(csv_path, summary.to_rows())

@@ -5,8 +5,15 @@ from typing import Any
 import click
 
 from ckptlin.memory import format_bytes
+from ckptlin_cli.options import (
+    cluster_options,
+    json_option,
+    memory_options,
+    print_json,
+    quiet_option,
+    source_options,
+)
 from ckptlin_cli.options import command as make_command
-from ckptlin_cli.options import json_option, memory_options, print_json, quiet_option, source_options
 from ckptlin_cli.progress import note_skipped, progress_bars
 from ckptlin_cli.tables import echo_pairs
 
@@ -34,6 +41,7 @@ __all__ = ["command"]
     help="Compressor of a new store: lz4 is fast, zstd a third smaller at half the speed.",
 )
 @memory_options
+@cluster_options
 @json_option
 @quiet_option
 def command(
@@ -46,6 +54,8 @@ def command(
     memory: int | None,
     workers: int | None,
     dry_run: bool,
+    scheduler: str | None,
+    processes: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -84,7 +94,7 @@ def command(
                 ]
             )
             return
-    result = ingest(run, store, **options)
+    result = ingest(run, store, **options, scheduler=scheduler, processes=processes)
     note_skipped(progress, result.skipped)
     if as_json:
         print_json(result.to_dict())

@@ -18,6 +18,7 @@ __all__ = [
     "SIZE",
     "UsageInOneLine",
     "budget_options",
+    "cluster_options",
     "command",
     "json_option",
     "memory_options",
@@ -153,13 +154,28 @@ def out_option(function: F) -> F:
 def budget_options(function: F) -> F:
     """``--memory`` and ``--workers``."""
     function = click.option(
-        "--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads, or processes.  [default: all processors]",
     )(function)
     return click.option(
         "--memory",
         type=SIZE,
         metavar="SIZE",
-        help="Memory to stay within, such as 512MB.  [default: 1GiB, or half of what is free]",
+        help="Memory for each process to stay within, such as 512MB.  [default: 1GiB, or half of what is free]",
+    )(function)
+
+
+def cluster_options(function: F) -> F:
+    """``--scheduler`` and ``--processes``."""
+    function = click.option(
+        "--processes", is_flag=True, help="Workers are processes of a local Dask cluster instead of threads."
+    )(function)
+    return click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on the workers of a Dask cluster, such as tcp://10.0.0.1:8786; they must see the same paths.",
     )(function)
 
 
