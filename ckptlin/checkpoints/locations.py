@@ -254,7 +254,12 @@ class UrlPath:
             if self.stat().st_size > start:
                 raise
             return b""
-        return bytes(data[:num_bytes])
+        if len(data) > num_bytes:  # what a web server sends that knows no ranges: the file from its beginning
+            raise CheckpointError(
+                f"{self._url} cannot be read in parts: asked for {num_bytes} bytes, its server sent {len(data)}"
+                "; copy the files to a local disk first"
+            )
+        return bytes(data)
 
 
 Location: TypeAlias = Path | UrlPath

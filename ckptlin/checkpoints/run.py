@@ -117,7 +117,7 @@ class Run:
     location: str
     checkpoints: tuple[StepCheckpoint, ...]
     skipped: tuple[SkippedCheckpoint, ...]
-    arguments: "DiscoverArguments"
+    arguments: DiscoverArguments
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -62,7 +62,8 @@ def command(
     """Stream a run's checkpoints into a trajectory store.
 
     RUN is the directory that holds the checkpoints (checkpoint-N, global_step_N, step_N, ...), or each is given
-    as STEP=PATH.  The same command again appends what is new; an interrupted one is gone on with.
+    as STEP=PATH; either may be a URL, such as s3://bucket/run.  The same command again appends what is new; an
+    interrupted one is gone on with.
     """
     from ckptlin.ingest import ingest
     from ckptlin.ingest_plan import plan_ingest

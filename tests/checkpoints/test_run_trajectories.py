@@ -1,4 +1,9 @@
 import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from ckptlin.checkpoints import RunTrajectories, discover
-from ckptlin.errors import CheckpointMismatchError, SelectionError
+from ckptlin.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    IncompleteCheckpointError,
+    SelectionError,
+)
+from ckptlin.store.layout import blocks_of
 from ckptlin.trajectory import Block
 
 
@@ -79,3 +90,68 @@ def test_an_unknown_tensor_is_an_error(trained):
     source = RunTrajectories(discover(trained), partition=partition)
     with pytest.raises(SelectionError, match="no tensor `nothing`"):
         source.blocks("nothing")
+
+
+def test_a_copy_in_another_process_reads_the_same_bits(trained, tmp_path, monkeypatch):
+    (trained / "checkpoint-0").rename(trained / "base")
+    monkeypatch.chdir(tmp_path)
+    source = RunTrajectories(discover([".", "15=checkpoint-10"], base="base"), partition=blocks_of)
+    (tmp_path / "pickled").write_bytes(pickle.dumps(pickle.loads(pickle.dumps(source))))
+    program = (
+        "import pathlib, pickle, sys\n"
+        f"source = pickle.loads(pathlib.Path({str(tmp_path / 'pickled')!r}).read_bytes())\n"
+        "assert 'ckptlin.store.layout' in sys.modules and source._found is None\n"
+        "assert (source.location, source.steps) == ('., 15=checkpoint-10', (0, 10, 15, 20))\n"
+        "block = source.blocks('model.embed_tokens.weight')[0]\n"
+        "sys.stdout.buffer.write(source.read_block(block, range(4)).tobytes())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd="/")
+    assert done.stderr == b""
+    block = source.blocks("model.embed_tokens.weight")[0]
+    assert done.stdout == source.read_block(block, range(4)).tobytes()
+
+
+def test_a_copy_of_a_run_that_has_changed_is_refused(trained, save_tensors):
+    kept = pickle.dumps(RunTrajectories(discover(trained), partition=blocks_of))
+    assert pickle.loads(kept).tensors
+
+    os.utime(trained / "checkpoint-20/model.safetensors", ns=(1, 1))
+    with pytest.raises(CheckpointError, match=r"step 20 \(.*checkpoint-20\) has changed since it was opened"):
+        pickle.loads(kept).blocks("model.norm.weight")
+
+    save_tensors("checkpoint-30/model.safetensors")
+    with pytest.raises(CheckpointError, match="has changed since it was opened: step 30 is new"):
+        pickle.loads(kept).blocks("model.norm.weight")
+
+    shutil.rmtree(trained / "checkpoint-30")
+    shutil.rmtree(trained / "checkpoint-20")
+    with pytest.raises(CheckpointError, match="has changed since it was opened: step 20 is gone"):
+        pickle.loads(kept).read_block(Block("model.norm.weight", 0, 1, (0,)), [0])
+
+
+def test_prefetching_asks_for_the_bytes_that_are_read_next(trained, monkeypatch):
+    source = RunTrajectories(discover(trained), partition=partition)
+    block = source.blocks("model.embed_tokens.weight")[1]
+    asked = []
+
+    def record(fd, offset, length, advice):
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append(os.pread(fd, length, offset))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fadvise", record, raising=False)
+        patched.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+        source.prefetch(block, [2, 1])
+    assert asked == [row.tobytes() for row in source.read_block(block, [2, 1])]
+    source.prefetch(block, range(3))
+    with pytest.raises(SelectionError, match="row 3 does not exist"):
+        source.prefetch(block, [3])
+
+
+def test_prefetching_leaves_complaints_to_the_read(trained):
+    source = RunTrajectories(discover(trained), partition=partition)
+    block = source.blocks("model.embed_tokens.weight")[0]
+    (trained / "checkpoint-0/model.safetensors").unlink()
+    source.prefetch(block, [0])
+    with pytest.raises(IncompleteCheckpointError, match="was deleted"):
+        source.read_block(block, [0])
