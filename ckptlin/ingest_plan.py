@@ -133,7 +133,9 @@ def plan_ingest(
     memory = MemoryPlan.within(
         default_budget() if memory_bytes is None else memory_bytes,
         "ingest",
-        3 * widest,  # the block, and at worst as much compressed, twice while the bytes are put together
+        # The block, and at worst as much compressed, twice while the bytes are put together; of random bits the
+        # archive codec takes another two blocks while it works, its result among them.
+        3 * widest,
         num_workers or available_workers(),
     )
     return IngestPlan(

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from ckptlin.fit import fit
 from ckptlin.ingest import ingest
 from ckptlin.ingest_plan import plan_ingest
 from ckptlin.memory import FIXED_BYTES
-from ckptlin.store.store import TrajectoryStore
+from ckptlin.store.store import TrajectoryStore, block_key
 from ckptlin.verify import verify
 from tests.runs import CONFIG, MODEL, assert_holds, file_contents, save_checkpoint, stored_bits, weights_at
 from tests.strategies import special_bits, tensor_names
@@ -323,7 +324,7 @@ def test_a_step_that_is_appended_may_untie_and_never_ties_again(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [2, 5])
-@pytest.mark.parametrize("compressor", ["lz4", "zstd"])
+@pytest.mark.parametrize("compressor", ["lz4", "zstd", "archive"])
 def test_bytes_do_not_depend_on_the_number_of_workers(make_run, tmp_path, num_workers, compressor):
     model = {f"w{i}": ((300, 1000), ml_dtypes.bfloat16) for i in range(4)}
     model |= {f"b{i}": ((9,), np.float32) for i in range(20)}
@@ -331,13 +332,26 @@ def test_bytes_do_not_depend_on_the_number_of_workers(make_run, tmp_path, num_wo
     one = ingest(run, tmp_path / "one", num_workers=1, compressor=compressor)
     many = ingest(run, tmp_path / "many", num_workers=num_workers, compressor=compressor)
     assert file_contents(one.store.path) == file_contents(many.store.path)
-    assert one.store.record.compressor.cname == compressor
+    assert one.store.record.compressor.name == compressor
 
 
-def test_zstd_takes_less_room_than_lz4(make_run, tmp_path):
+def test_zstd_takes_less_room_than_lz4_and_an_archive_less_than_zstd(make_run, tmp_path):
     run = make_run(range(14), model={"w": ((256, 1024), ml_dtypes.bfloat16)})
-    sizes = {c: ingest(run, tmp_path / c, compressor=c).stored_bytes for c in ("lz4", "zstd")}
+    sizes = {c: ingest(run, tmp_path / c, compressor=c).stored_bytes for c in ("lz4", "zstd", "archive")}
     assert sizes["zstd"] < 0.9 * sizes["lz4"]
+    assert sizes["archive"] < 0.9 * sizes["zstd"]
+
+
+@pytest.mark.parametrize("appended", [20, 5], ids=["appended", "built anew"])
+def test_an_archive_stays_one_when_it_is_appended_to_or_built_anew(make_run, tmp_path, appended):
+    store = ingest(make_run((0, 10)), tmp_path / "store", compressor="archive").store
+    again = ingest(make_run((*store.steps, appended)), tmp_path / "store").store
+    assert again.record.compressor == store.record.compressor
+    assert_holds(again, expected(sorted((*store.steps, appended))))
+    for block in itertools.chain(*map(again.blocks, again.tensors)):
+        assert (again.path / block_key(block, 0)).read_bytes().startswith(b"pco!")
+    assert fit(again, include=["experts"]).summary.steps == again.steps
+    assert verify(again).problems == ()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.zarr)
@@ -469,7 +483,7 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_not_stored(make_run, tmp_
 
 def test_options_that_make_no_sense_are_refused(make_run, tmp_path):
     run = make_run(STEPS)
-    with pytest.raises(InputError, match="there is no codec 'gzip'; choose one of lz4, zstd"):
+    with pytest.raises(InputError, match="there is no codec 'gzip'; choose one of archive, lz4, zstd"):
         ingest(run, tmp_path / "store", compressor="gzip")
     with pytest.raises(InputError, match="--workers must be at least 1, not 0"):
         ingest(run, tmp_path / "store", num_workers=0)
@@ -542,11 +556,13 @@ def test_peak_memory_does_not_grow_with_steps_or_tensors(tmp_path, forked, then)
     assert peaks["tensors"] - peaks["few"] < 4 << 20, peaks
 
 
-def test_the_projected_peak_holds_for_weights_that_do_not_compress(tmp_path, forked):
+@pytest.mark.parametrize("compressor", ["lz4", "archive"])
+def test_the_projected_peak_holds_for_weights_that_do_not_compress(tmp_path, forked, compressor):
     run = save_noise(tmp_path / "run", 16, 3, num_params=(1 << 19) + 1, dtype=np.float32)
     plan = plan_ingest(run, tmp_path / "store", num_workers=2)
     idle = forked.call("ckptlin.memory:format_bytes", 1).peak_bytes
-    outcome = forked.call("ckptlin.ingest:ingest", run, tmp_path / "store", num_workers=2)
+    options = {"num_workers": 2, "compressor": compressor}
+    outcome = forked.call("ckptlin.ingest:ingest", run, tmp_path / "store", **options)
     assert outcome.value["ratio"] < 1.01
     assert outcome.peak_bytes - idle <= 2 * plan.memory.worker_bytes + (8 << 20)
     assert idle <= plan.memory.fixed_bytes

@@ -12,7 +12,7 @@ from typing import Any
 from ckptlin.dtypes import TensorDType, from_numpy, from_zarr
 from ckptlin.errors import NotAStoreError, StoreVersionError
 from ckptlin.naming import encode_name
-from ckptlin.store.chunk_codec import Compressor
+from ckptlin.store.chunk_codec import BloscCompressor, Compressor, compressor_from_dict
 from ckptlin.trajectory import TensorSpec
 
 __all__ = [
@@ -37,9 +37,9 @@ FORMAT_VERSION = 1
 ROOT_KEY = "zarr.json"
 # One chunk holds the coordinate of every run in sight; zeros pad it, and compress to nothing.
 STEP_CHUNK = 4096
-BLOB_COMPRESSOR = Compressor("zstd", 5, "noshuffle")
-STEP_COMPRESSOR = Compressor("zstd", 1, "noshuffle")
-MAP_COMPRESSOR = Compressor("lz4", 5)
+BLOB_COMPRESSOR = BloscCompressor("zstd", 5, "noshuffle")
+STEP_COMPRESSOR = BloscCompressor("zstd", 1, "noshuffle")
+MAP_COMPRESSOR = BloscCompressor("lz4", 5)
 # The tables of a fit's summary, one row a tensor: name to its other dimensions.
 SUMMARY_TABLES: dict[str, tuple[tuple[str, int], ...]] = {
     "counts": (("count", 8),),
@@ -164,7 +164,7 @@ class StoreRecord:
             "commit": self.commit,
             "steps": list(self.steps),
             "chunk_steps": self.chunk_steps,
-            "compressor": asdict(self.compressor),
+            "compressor": self.compressor.to_dict(),
             "tensors": [
                 {
                     "name": t.name,
@@ -231,7 +231,7 @@ class StoreRecord:
             tensors=tensors,
             param_chunks={t["name"]: tuple(t["chunk"]) for t in attributes["tensors"]},
             chunk_steps=attributes["chunk_steps"],
-            compressor=Compressor(**attributes["compressor"]),
+            compressor=compressor_from_dict(attributes["compressor"]),
             checkpoints=checkpoints,
             commit=attributes["commit"],
             created_by=attributes["created_by"],

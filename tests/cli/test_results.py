@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ckptlin.methods import METHODS
-from tests.command_line import call, call_json
+from tests.command_line import call, call_json, refusal
 from tests.runs import file_contents
 from tests.tiny_models import load_weights
 
@@ -158,6 +158,17 @@ def test_ingest_says_in_words_what_its_json_says(here):
     assert again["added"] == "nothing: the store is up to date"
     assert again["already in"] == "11 steps, 0 to 1000"
     assert call_json("ingest", "run", "two.store")["steps_added"] == []
+
+
+def test_an_archive_is_made_by_either_option_and_shown(here):
+    for name, options in (("a.store", ["--archive"]), ("b.store", ["--codec", "archive"])):
+        call("ingest", "run", name, *options)
+        assert call_json("info", name)["codec"] == "archive"
+    call("ingest", "run", "c.store", "--archive", "--codec", "archive")
+    assert call_json("info", "run.store")["codec"] == "lz4"
+    message = refusal("ingest", "run", "d.store", "--archive", "--codec", "lz4")
+    assert message == "--archive is --codec archive, and --codec lz4 is given as well; leave one out"
+    assert not (here / "d.store").exists()
 
 
 def test_extrapolate_says_in_words_what_its_json_and_the_record_say(here):

@@ -1,17 +1,21 @@
+import contextlib
 import json
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from ckptlin.dtypes import DTYPES, from_zarr
 from ckptlin.errors import CorruptChunkError
 from ckptlin.store import zarr_plugin  # noqa: F401 (arrays are opened by themselves here)
 from ckptlin.store.chunk_codec import (
     COMPRESSORS,
-    Compressor,
+    BloscCompressor,
+    compressor_from_dict,
     decode_chunk,
     decode_plain,
     encode_chunk,
@@ -21,6 +25,9 @@ from ckptlin.store.metadata import array_metadata
 from tests.strategies import special_bits, trajectories
 
 BF16 = from_zarr("bfloat16")
+ARCHIVE = COMPRESSORS["archive"]
+# zarr says so of every codec of numcodecs'.
+ignore_warning = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.zarr)
 each_compressor = pytest.mark.parametrize("compressor", COMPRESSORS.values(), ids=COMPRESSORS.keys())
 
@@ -46,6 +53,7 @@ def _zarr_writes_every_chunk():
         yield
 
 
+@ignore_warning
 @each_dtype
 @each_compressor
 def test_zarr_s_own_pipeline_writes_the_same_bytes_and_reads_ours(tmp_path, dtype, compressor):
@@ -82,7 +90,7 @@ def test_a_chunk_padded_by_zarr_is_ours_padded_with_zeros(tmp_path, dtype):
 @each_dtype
 def test_arrays_without_the_step_delta_are_zarr_s_too(tmp_path, dtype):
     values = awkward_values(dtype, (40,))
-    compressor = Compressor("zstd", 1, "noshuffle")
+    compressor = BloscCompressor("zstd", 1, "noshuffle")
     array = zarr_array(tmp_path / "a", (40,), (40,), dtype, compressor.codecs(dtype, delta=False))
     array[:] = values
     data = (tmp_path / "a/c/0").read_bytes()
@@ -100,6 +108,28 @@ def test_every_bit_comes_back(trajectory, name):
     np.testing.assert_array_equal(out, bits, strict=True)
 
 
+@given(trajectories().filter(lambda t: t[1].size > 0), hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
+def test_an_archive_takes_chunks_of_any_dimensions(trajectory, shape):
+    """One byte's types are blosc's, all others pcodec's."""
+    dtype, bits = trajectory
+    bits = np.resize(bits, shape)
+    data = encode_plain(bits, ARCHIVE)
+    assert data.startswith(b"pco!") == (dtype.itemsize > 1)
+    out = np.empty_like(bits)
+    decode_plain(data, out, "the chunk")
+    np.testing.assert_array_equal(out, bits, strict=True)
+
+
+def test_an_archive_is_not_for_arrays_without_the_step_delta():
+    with pytest.raises(ValueError, match="pcodec stands behind the step delta only"):
+        ARCHIVE.codecs(BF16, delta=False)
+
+
+@each_compressor
+def test_a_compressor_survives_the_record(compressor):
+    assert compressor_from_dict(json.loads(json.dumps(compressor.to_dict()))) == compressor
+
+
 def test_padding_rows_cost_next_to_nothing():
     """Differences are taken to the step after, so that only the last real row meets the zeros.
 
@@ -115,28 +145,62 @@ def test_padding_rows_cost_next_to_nothing():
 def test_the_same_content_gives_the_same_bytes_every_time_from_the_main_thread_too():
     """blosc's own threads would append their blocks as they finish (numcodecs uses them in the main thread)."""
     text = np.random.default_rng(0).integers(97, 107, 8 << 20).astype(np.uint8)
-    assert len({encode_plain(text, Compressor("zstd", 1, "noshuffle")) for _ in range(4)}) == 1
+    assert len({encode_plain(text, BloscCompressor("zstd", 1, "noshuffle")) for _ in range(4)}) == 1
 
 
-SMALL = encode_chunk(awkward_values(BF16).view(np.uint16).reshape(5, 12).copy(), BF16, COMPRESSORS["lz4"])
+SMALL = {
+    name: encode_chunk(awkward_values(BF16).view(np.uint16).reshape(5, 12).copy(), BF16, COMPRESSORS[name])
+    for name in ("lz4", "archive")
+}
+each_small = pytest.mark.parametrize("small", SMALL.values(), ids=SMALL.keys())
 
 
+@each_small
 @settings(max_examples=300)
-@given(st.integers(0, 8 * len(SMALL) - 1))
-def test_a_flipped_bit_is_found(position):
-    damaged = bytearray(SMALL)
+@given(data=st.data())
+def test_a_flipped_bit_is_found(small, data):
+    position = data.draw(st.integers(0, 8 * len(small) - 1))
+    damaged = bytearray(small)
     damaged[position // 8] ^= 1 << position % 8
     with pytest.raises(CorruptChunkError, match=r"the chunk of `w` is corrupted.*checksum.*ingest"):
         decode_chunk(bytes(damaged), BF16, np.empty((5, 12), np.uint16), "the chunk of `w`")
 
 
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 16, 19, 20, 21, len(SMALL) - 5, len(SMALL) - 1])
-def test_a_chunk_cut_short_is_found(length):
+@each_small
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 16, 19, 20, 21, -5, -1])
+def test_a_chunk_cut_short_is_found(small, length):
     with pytest.raises(CorruptChunkError, match="the chunk of `w` is corrupted"):
-        decode_chunk(SMALL[:length], BF16, np.empty((5, 12), np.uint16), "the chunk of `w`")
+        decode_chunk(small[:length], BF16, np.empty((5, 12), np.uint16), "the chunk of `w`")
 
 
 @pytest.mark.parametrize("shape", [(5, 11), (5, 13)])
 def test_a_chunk_of_another_size_is_found(shape):
     with pytest.raises(CorruptChunkError, match=r"`w` holds 120 bytes where 1[13]0 were expected"):
-        decode_chunk(SMALL, BF16, np.empty(shape, np.uint16), "the chunk of `w`")
+        decode_chunk(SMALL["lz4"], BF16, np.empty(shape, np.uint16), "the chunk of `w`")
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"), [((5, 11), "more than 110"), ((5, 13), "120"), ((1, 1), "more than 2")]
+)
+def test_an_archived_chunk_of_another_size_is_found(shape, found):
+    out = np.empty(shape, np.uint16)
+    with pytest.raises(CorruptChunkError, match=f"`w` holds {found} bytes where {out.nbytes} were expected"):
+        decode_chunk(SMALL["archive"], BF16, out, "the chunk of `w`")
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.itemsize != 2], ids=lambda d: d.zarr)
+def test_an_archived_chunk_of_numbers_of_another_width_is_found(dtype):
+    with pytest.raises(CorruptChunkError, match=r"the chunk of `w` is corrupted: .*; restore the file"):
+        decode_chunk(SMALL["archive"], dtype, np.empty((5, 12), dtype.bits), "the chunk of `w`")
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_damage_under_a_checksum_that_matches_is_found_or_decodes_to_as_many_numbers(data):
+    """Whatever pcodec makes of it, no other exception comes out."""
+    body = bytearray(SMALL["archive"][: data.draw(st.integers(0, len(SMALL["archive"]) - 4))])
+    for position in data.draw(st.lists(st.integers(0, 8 * len(body) - 1), max_size=3)) if body else ():
+        body[position // 8] ^= 1 << position % 8
+    chunk = bytes(body) + google_crc32c.value(bytes(body)).to_bytes(4, "little")
+    with contextlib.suppress(CorruptChunkError):
+        decode_chunk(chunk, BF16, np.empty((5, 12), np.uint16), "the chunk of `w`")

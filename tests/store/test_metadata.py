@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from ckptlin.dtypes import DTYPES
+from ckptlin.errors import NotAStoreError
+from ckptlin.ingest import ingest
 from ckptlin.store import zarr_plugin  # noqa: F401 (metadata are parsed without a group)
-from ckptlin.store.chunk_codec import COMPRESSORS, Compressor
+from ckptlin.store.chunk_codec import COMPRESSORS, BloscCompressor
 from ckptlin.store.layout import param_chunk_shape
 from ckptlin.store.metadata import (
     CommittedCheckpoint,
@@ -70,6 +72,8 @@ def test_the_same_record_gives_the_same_bytes(record):
     assert dump(root_document(record)) == dump(root_document(replace(record)))
 
 
+# zarr says so of every codec of numcodecs'.
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
 @given(records())
 def test_the_root_holds_every_node_s_metadata_as_it_lies_beside_the_chunks(record):
     root = root_document(record)
@@ -100,8 +104,33 @@ def test_an_array_s_codecs_are_the_delta_bytes_blosc_and_a_checksum(dtype):
     codecs = COMPRESSORS["lz4"].codecs(dtype, delta=True)
     assert [c["name"] for c in codecs] == ["ckptlin.step_delta", "bytes", "blosc", "crc32c"]
     assert codecs[2]["configuration"]["typesize"] == np.dtype(dtype.numpy).itemsize
-    assert Compressor("zstd", 1).codecs(dtype, delta=False) == [
+    assert BloscCompressor("zstd", 1).codecs(dtype, delta=False) == [
         codecs[1],
         {"name": "blosc", "configuration": {**codecs[2]["configuration"], "cname": "zstd", "clevel": 1}},
         codecs[3],
     ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.zarr)
+def test_an_array_of_an_archive_says_all_of_its_codec_and_has_blosc_if_its_type_is_of_one_byte(dtype):
+    codecs = COMPRESSORS["archive"].codecs(dtype, delta=True)
+    if dtype.itemsize == 1:
+        assert codecs == COMPRESSORS["zstd"].codecs(dtype, delta=True)
+        return
+    assert [c["name"] for c in codecs] == ["ckptlin.step_delta", "numcodecs.pcodec", "crc32c"]
+    assert codecs[1]["configuration"] == {
+        "level": 8,
+        "mode_spec": "classic",
+        "delta_spec": "none",
+        "paging_spec": "equal_pages_up_to",
+        "equal_pages_up_to": 262144,
+    }
+
+
+@pytest.mark.parametrize("change", [{"one_byte": None}, {"one_byte": {}}, {"more": 1}, {"cname": None}])
+def test_a_record_with_a_garbled_compressor_is_no_store(make_run, tmp_path, change):
+    store = ingest(make_run((0, 10)), tmp_path / "store", compressor="archive").store
+    document = root_document(store.record)
+    document["attributes"]["ckptlin"]["compressor"] |= change
+    with pytest.raises(NotAStoreError, match="lacks or garbles"):
+        StoreRecord.from_document(document, "store")

@@ -47,6 +47,12 @@ def store(tmp_path_factory):
     return ingest(root / "run", root / "run.zarr").store
 
 
+@pytest.fixture(scope="module")
+def archive(store):
+    run = store.path.parent / "run"
+    return ingest(run, store.path.parent / "archive.zarr", compressor="archive").store
+
+
 _DESCRIBE = """
 def describe(array):
     array = np.asarray(array)
@@ -95,6 +101,21 @@ for name in names:
     found[name] = describe(group["weights"][name][...])
 """
     found = read_elsewhere(program, store)
+    assert found.pop("step") == describe(np.array(STEPS))
+    assert found == expected
+
+
+def test_zarr_reads_every_tensor_of_an_archive(archive, expected):
+    program = """
+import warnings
+import zarr
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3")
+    weights = zarr.open_group(store, mode="r")["weights"]
+    for name, array in weights.arrays():
+        found[name] = describe(array[...])
+"""
+    found = read_elsewhere(program, archive)
     assert found.pop("step") == describe(np.array(STEPS))
     assert found == expected
 
