@@ -26,7 +26,7 @@ from ckptlin.trajectory import Block
 
 __all__ = ["IngestResult", "ingest"]
 
-# A chunk of 16 steps keeps one as it is, and no codec makes less than 3/4 of that; with less room than a run in
+# A chunk of 16 steps keeps one as it is, and no codec makes less than 2/3 of that; with less room than a run in
 # which nothing changes would take it cannot fit.
 _BEST_RATIO = 24
 

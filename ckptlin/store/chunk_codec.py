@@ -180,7 +180,7 @@ _ZSTD = BloscCompressor("zstd", 1)
 COMPRESSORS: dict[str, Compressor] = {
     "lz4": BloscCompressor("lz4", 5),
     "zstd": _ZSTD,
-    # Of float8 zstd-5 makes no less than zstd-1, and takes five times as long.
+    # Of float8 zstd-5 makes no less than zstd-1, and takes four times as long.
     "archive": PcodecCompressor(8, one_byte=_ZSTD),
 }
 

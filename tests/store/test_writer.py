@@ -373,8 +373,8 @@ def test_a_file_system_that_is_really_full_is_named_and_nothing_is_left_on_it(ma
 
 
 def test_a_disk_that_is_plainly_too_small_is_refused_before_anything_is_read(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 100, 100))
-    with pytest.raises(DiskFullError, match=r"will take at least .* but its disk has 100 B free; free some"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10, 10))
+    with pytest.raises(DiskFullError, match=r"will take at least .* but its disk has 10 B free; free some"):
         ingest(make_run(FIRST), tmp_path / "deep/er/store", num_workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
