@@ -19,9 +19,9 @@ _TILE = 2048
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _add_rows(bits: Any, coefficients: Any, reference: Any, tag: Any, total: Any) -> None:
-    """``total += Σ a_t (w_t − w_r)``; rows with a coefficient of zero are not touched."""
-    num_rows, num_params = bits.shape
+def _add_rows(bits: Any, rows: Any, coefficients: Any, reference: Any, tag: Any, total: Any) -> None:
+    """``total += Σ a_t (w_t − w_r)`` over ``rows``, one after the other, four of them a pass."""
+    num_rows, num_params = rows.size, bits.shape[1]
     base = np.empty(_TILE, np.float64)
     for lo in range(0, num_params, _TILE):
         hi = min(lo + _TILE, num_params)
@@ -30,19 +30,43 @@ def _add_rows(bits: Any, coefficients: Any, reference: Any, tag: Any, total: Any
         for i in range(n):
             base[i] = widen(origin[i], tag)
         part = total[lo:hi]
-        for t in range(num_rows):
-            a = coefficients[t]
-            if a != 0.0:
-                row = bits[t, lo:hi]
-                for i in range(n):
-                    part[i] += a * (np.float64(widen(row[i], tag)) - base[i])
+        for k in range(0, num_rows - 3, 4):
+            a, b, c, d = coefficients[k], coefficients[k + 1], coefficients[k + 2], coefficients[k + 3]
+            row_a, row_b = bits[rows[k], lo:hi], bits[rows[k + 1], lo:hi]
+            row_c, row_d = bits[rows[k + 2], lo:hi], bits[rows[k + 3], lo:hi]
+            for i in range(n):
+                x = part[i]
+                x += a * (np.float64(widen(row_a[i], tag)) - base[i])
+                x += b * (np.float64(widen(row_b[i], tag)) - base[i])
+                x += c * (np.float64(widen(row_c[i], tag)) - base[i])
+                x += d * (np.float64(widen(row_d[i], tag)) - base[i])
+                part[i] = x
+        for k in range(num_rows - num_rows % 4, num_rows):
+            a = coefficients[k]
+            row_a = bits[rows[k], lo:hi]
+            for i in range(n):
+                part[i] += a * (np.float64(widen(row_a[i], tag)) - base[i])
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _finish(reference: Any, tag: Any, total: Any) -> None:
-    """``total += w_r``."""
+def _finish(reference: Any, tag: Any, total: Any) -> bool:
+    """``total += w_r``; tell whether all is finite."""
+    num_beyond = 0
     for i in range(total.size):
         total[i] = np.float64(widen(reference[i], tag)) + total[i]
+        num_beyond += not abs(total[i]) < np.inf
+    return num_beyond == 0
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _count_losses(values: Any, last: Any, tag: Any, total: Any) -> tuple[int, int]:
+    """Count what rounding made equal to ``last`` although ``total`` is not, and what is not finite any more."""
+    num_lost = num_overflowed = 0
+    for i in range(total.size):
+        value, before = np.float64(widen(values[i], tag)), np.float64(widen(last[i], tag))
+        num_lost += (value == before) & (total[i] != before)
+        num_overflowed += not abs(value) < np.inf
+    return num_lost, num_overflowed
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
@@ -126,7 +150,8 @@ class BlockSum:
 
         The reference row adds nothing: give its coefficient as 0, and a lone −0.0 stays one.
         """
-        _add_rows(bits, coefficients, self._reference, self._tag, self._total)
+        rows = np.flatnonzero(coefficients)  # infinity times zero is not zero
+        _add_rows(bits, rows, coefficients[rows], self._reference, self._tag, self._total)
 
     def finish(
         self, last: np.ndarray[Any, Any], keep: np.ndarray[Any, Any] | None, dtype: TensorDType
@@ -142,16 +167,17 @@ class BlockSum:
         dtype : TensorDType
             Of the result.
         """
-        _finish(self._reference, self._tag, self._total)
+        is_finite = _finish(self._reference, self._tag, self._total)
         total = self._total
-        is_finite = bool(np.isfinite(total).all())
         with np.errstate(invalid="ignore"):  # signalling NaN, of which the caller is told
-            last_values = last.view(self._dtype.numpy).astype(np.float64)
             if keep is not None:
-                total[keep] = last_values[keep]
+                total[keep] = last[keep].view(self._dtype.numpy).astype(np.float64)
             values = round_once(total, dtype)
-            as_last = last.view(self._dtype.numpy) if dtype == self._dtype else round_once(last_values, dtype)
-            lost = (values == as_last) & (total != last_values)
+            if dtype == self._dtype:
+                num_lost, num_overflowed = _count_losses(values.view(dtype.bits), last, self._tag, total)
+                return RoundedBlock(values, num_lost, num_overflowed, is_finite)
+            last_values = last.view(self._dtype.numpy).astype(np.float64)
+            lost = (values == round_once(last_values, dtype)) & (total != last_values)
         return RoundedBlock(values, int(lost.sum()), int((~np.isfinite(values)).sum()), is_finite)
 
 
