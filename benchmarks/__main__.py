@@ -1,7 +1,7 @@
 """Run the benchmarks: every bar of the project, on this machine, with a verdict each.
 
-python -m benchmarks --scale 0.05                  about ten minutes on two cores, 10 GB of scratch space
-python -m benchmarks --scale 1 --scratch /scratch  the 1.54 B model: about 65 GB of scratch space
+python -m benchmarks --scale 0.03                  minutes on two cores, 10 GB of scratch space
+python -m benchmarks --scale 1 --scratch /scratch  the 1.54 B model: hours, 65 GB of scratch space
 python -m benchmarks --only core,kernel            some topics
 """
 

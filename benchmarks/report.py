@@ -106,6 +106,7 @@ def save_sections(path: Path, sections: Sequence[Section]) -> None:
             for section in sections
         ],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 

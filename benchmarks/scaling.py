@@ -25,6 +25,7 @@ __all__ = ["checkpoint_figures", "parameter_figures", "worker_figures"]
 _CHECKPOINTS = (4, 16, 48, 192)
 _COMMANDS = ("ingest", "fit", "extrapolate")
 _FLAT, _SPEEDUP = 1.15, 1.7
+_TOO_SMALL = "too small to judge: starting takes more than half of the time"
 _STARTED = "verdicts are on times from which the time that the same command takes on a tiny run is subtracted"
 
 
@@ -100,8 +101,9 @@ def worker_figures(settings: Settings) -> Section:
     for name in commands:
         one, two = (median(times[name, workers]) for workers in (1, 2))
         bar = _SPEEDUP if name.startswith("fit") else None
-        net = _net(one, start_s[name]) / _net(two, start_s[name])
-        figures.append(Figure(f"{name}, 1 -> 2 workers, less start", net, bar, at_least=True, unit="x"))
+        net = _net(one, start_s[name]) / _net(two, start_s[name]) if two > 2 * start_s[name] else None
+        why = "" if net else _TOO_SMALL
+        figures.append(Figure(f"{name}, 1 -> 2 workers, less start", net, bar, True, "x", why))
         figures.append(
             Figure(f"{name}, 1 -> 2 workers, raw", one / two, unit="x", note=f"{one:.2f} -> {two:.2f} s")
         )
@@ -150,8 +152,12 @@ def _flatness(
 ) -> list[Figure]:
     """Return the spread of the cost of one command, and the costs; ``measured`` has seconds and divisors."""
     net = {label: factor * _net(elapsed_s, start_s) / by for label, (elapsed_s, by) in measured.items()}
-    judged = [cost for label, cost in net.items() if label not in aside]
-    figures = [Figure(f"{name}: flat, less start", max(judged) / min(judged), _FLAT)]
+    judged = [label for label in measured if label not in aside]
+    if any(measured[label][0] < 2 * start_s for label in judged):
+        figures = [Figure(f"{name}: flat, less start", None, _FLAT, note=_TOO_SMALL)]
+    else:
+        costs = [net[label] for label in judged]
+        figures = [Figure(f"{name}: flat, less start", max(costs) / min(costs), _FLAT)]
     for label, (elapsed_s, by) in measured.items():
         note = f"raw {factor * elapsed_s / by:.2f} {unit}; {elapsed_s:.2f} s, {start_s:.2f} s of them start"
         figures.append(Figure(f"{name}, {label}", net[label], unit=unit, note=note))

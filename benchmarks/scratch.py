@@ -85,7 +85,7 @@ class Scratch:
         return {name: median(times[name] for times in rounds) for name in rounds[0]}
 
     def compile_kernels(self) -> dict[str, float]:
-        """Run each command on a run of a few thousand weights, so that none compiles later; return the times."""
+        """Run each command on a run of a few thousand weights, so that none compiles later; return times."""
         with tempfile.TemporaryDirectory(dir=self.parent, prefix="ckptlin-bench-") as name:
             run, store, out = (str(Path(name) / part) for part in ("run", "store", "out"))
             make_run(Path(run), Architecture(16, 1, 2, 1, 32, 64), checkpoints=4)

@@ -7,6 +7,7 @@ command line of the benchmarks says ``--mergekit``.
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 __all__ = ["MERGEKIT", "install_mergekit", "merge_command"]
@@ -19,10 +20,12 @@ def install_mergekit(venv: Path) -> str | None:
     program = venv / "bin" / "mergekit-yaml"
     if program.exists():
         return None
+    # The torch that the other rivals use; its CPU build may need PIP_EXTRA_INDEX_URL.
+    packages = [MERGEKIT, f"torch=={version('torch')}"]
     python = str(venv / "bin" / "python")
     for command in (
         [sys.executable, "-m", "venv", str(venv)],
-        [python, "-m", "pip", "install", "-q", MERGEKIT],
+        [python, "-m", "pip", "install", "-q", *packages],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -53,7 +53,7 @@ def whole_r2(path: Path, *, polyfit: bool = False) -> tuple[int, float]:
         if polyfit:
             found = weights.astype(np.float64).polyfit("step", 1, skipna=False, full=True).polyfit_residuals
             spread = weights.astype(np.float64).var("step") * len(x)
-            r2 = xr.where(spread > 0, 1 - found / spread, np.nan).data
+            r2 = (1 - found / spread.where(spread > 0)).data
         else:
             r2 = weights.data.map_blocks(
                 lambda block: r_squared(x, block.astype(np.float64)), dtype=np.float64, drop_axis=0
