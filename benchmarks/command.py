@@ -1,6 +1,8 @@
 """The command line that all benchmarks share: choose a size, measure, print, save."""
 
 import argparse
+import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +68,8 @@ def main_of(topics: Mapping[str, Topic], doc: str | None, argv: Sequence[str] | 
         if unknown := [name for name in chosen if name not in topics]:
             parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(topics)}")
     sections = []
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     print(machine())
     try:
         with Scratch(args.scratch) as scratch:

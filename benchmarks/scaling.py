@@ -129,7 +129,7 @@ def _cold(run: Path, repeats: int) -> dict[str, float]:
         drop_cache(source)
         times[name].append(run_measured(ckptlin(name, str(source), *arguments), sync=wrote).elapsed_s)
 
-    while len(times["ingest"]) < repeats or (len(times["ingest"]) < 3 * repeats and times["ingest"][-1] < 4):
+    while len(times["ingest"]) < repeats or (len(times["ingest"]) < 2 * repeats and times["ingest"][-1] < 4):
         timed("ingest", run, store, str(store))
         timed("fit", store, store)
         timed("extrapolate", store, out, "--step", "2000", "--out", str(out))
