@@ -4,11 +4,15 @@
 #     make setup TORCH_INDEX=URL            torch from the package index at URL; empty: from pip's own
 #     make test TESTS="tests/store -k nan"  some of the tests
 #     make test WORKERS=8                   on more processes
+#     make bench SCRATCH=/scratch           runs and stores of the benchmarks there
 
 PYTHON ?= python3
 TESTS ?=
 # Each worker loads numba and torch and starts threads of its own: more of them pay only on many cores.
 WORKERS ?= 2
+# Where the benchmarks make their runs; empty: the system's directory for temporary files.
+SCRATCH ?=
+SCRATCH_OPTION = $(addprefix --scratch=,$(SCRATCH))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +40,7 @@ define CHECK_PYTHON
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow demo lint types format bench lock clean distclean
+.PHONY: help setup test test-slow demo lint types format bench bench-full lock clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -76,8 +80,13 @@ format: setup  ## format, and mend what can be mended without a person
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup  ## run the benchmarks
-	$(BIN)/python -m benchmarks
+# The bars and rivals at a size of minutes; the kernels first under pytest-benchmark, which shows their spread.
+bench: setup  ## run the benchmarks at a small scale, in under ten minutes
+	$(BIN)/pytest tests/kernels/test_speed.py --benchmark-enable --benchmark-only -q
+	$(BIN)/python -m benchmarks --scale 0.03 --repeats 1 $(SCRATCH_OPTION) --json build/bench.json
+
+bench-full: setup  ## run them on 1.54 B parameters: hours, and 65 GB in SCRATCH
+	$(BIN)/python -m benchmarks --scale 1 --rival-scale 0.1 --mergekit $(SCRATCH_OPTION) --json build/bench-full.json
 
 # In an environment of its own, since a lock that no longer resolves could not set one up. Run it on Linux x86-64
 # with the oldest Python supported, so that the pins fit everywhere.

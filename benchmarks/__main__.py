@@ -1,19 +1,29 @@
-"""Run the benchmarks at a small scale: the kernels alone, then the core path beside reading the same bytes.
+"""Run the benchmarks: every bar of the project, on this machine, with a verdict each.
 
-python -m benchmarks                        0.15 B parameters, 4 GB of scratch space
-python -m benchmarks.core --scale 1         1.54 B parameters, 43 GB and the store
-python -m benchmarks.memory                 peak memory at 0.5 B
+python -m benchmarks --scale 0.03                  minutes on two cores, 10 GB of scratch space
+python -m benchmarks --scale 1 --scratch /scratch  the 1.54 B model: hours, 65 GB of scratch space
+python -m benchmarks --only core,kernel            some topics
 """
 
-from benchmarks import core, kernel
+from benchmarks.codecs import codec_figures
+from benchmarks.command import main_of
+from benchmarks.compare import rival_figures
+from benchmarks.core import core_figures
+from benchmarks.kernel import kernel_figures
+from benchmarks.memory import memory_figures
+from benchmarks.scaling import checkpoint_figures, parameter_figures, worker_figures
 
-
-def main() -> None:
-    """Run what `make bench` runs."""
-    kernel.main()
-    print()
-    core.main()
-
+# Topics beside one another share a synthetic run where their sizes are the same.
+TOPICS = {
+    "kernel": kernel_figures,
+    "codecs": codec_figures,
+    "core": core_figures,
+    "memory": memory_figures,
+    "workers": worker_figures,
+    "rivals": rival_figures,
+    "checkpoints": checkpoint_figures,
+    "parameters": parameter_figures,
+}
 
 if __name__ == "__main__":
-    main()
+    main_of(TOPICS, __doc__)

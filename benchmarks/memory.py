@@ -1,66 +1,62 @@
-"""Peak memory of ingest, fit and extrapolate, each in a process of its own.
+"""Peak memory of every command that reads weights, each in a process of its own.
 
-    python -m benchmarks.memory --model 0.5b --checkpoints 14 --scratch /scratch
+    python -m benchmarks.memory --model 0.5b --scale 1 --scratch /scratch
 
-makes the synthetic run there (13.8 GB for 0.5b), measures, and removes everything.  The peak is ``ru_maxrss``
-of the command ``ckptlin``, as the kernel counts it.
+makes the synthetic run there (13.8 GB for 0.5b), measures at the default budget and with ``--memory 512MB``,
+and removes everything. The peak is the process's resident memory as the kernel counts it, files that it maps
+included.
 """
 
-import argparse
-import json
-import os
-import platform
 import shutil
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
 
+from benchmarks.command import Settings, main_of
 from benchmarks.measure import ckptlin, run_measured
-from benchmarks.synthetic import MODELS, make_run, tensor_specs
+from benchmarks.report import Figure, Section
+from benchmarks.scratch import num_params
 
-_BAR_BYTES = 3 << 29  # 1.5 GiB
+__all__ = ["memory_figures"]
+
+
+def memory_figures(settings: Settings) -> Section:
+    """Measure the peak of each command at two budgets."""
+    scratch = settings.scratch
+    scratch.compile_kernels()
+    arch = scratch.largest(settings.model, settings.scale)
+    path = scratch.run(arch)
+    run, store, out = str(path), str(path.with_name("store")), str(path.with_name("out"))
+    predict = ["--step", "2000", "--out", out, "--overwrite"]
+    commands = {
+        "ingest": ["ingest", run, store],
+        "fit": ["fit", store],
+        "fit of the run": ["fit", run],
+        "extrapolate": ["extrapolate", store, *predict],
+        "extrapolate, gated": ["extrapolate", store, *predict, "--min-r2", "0.5"],
+        "extrapolate the run": ["extrapolate", run, *predict],
+        "export": ["export", store, "--step", "1300", "--out", out, "--overwrite"],
+        "verify": ["verify", store],
+    }
+    figures = []
+    for label, budget, bar in (("default", [], 1536), ("512MB", ["--memory", "512MB"], 700)):
+        shutil.rmtree(store, ignore_errors=True)
+        for name, arguments in commands.items():
+            measured = run_measured(ckptlin(*arguments, *budget))
+            figures.append(
+                Figure(
+                    f"{name}, {label}",
+                    measured.peak_bytes / 2**20,
+                    bar,
+                    unit="MiB",
+                    note=f"{measured.elapsed_s:.1f} s",
+                )
+            )
+    shutil.rmtree(store)
+    shutil.rmtree(out)
+    return Section(f"Peak memory: {num_params(arch):,} parameters in bfloat16, 14 checkpoints", figures)
 
 
 def main() -> None:
-    """Parse the command line, measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(MODELS), default="0.5b")
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--checkpoints", type=int, default=14)
-    parser.add_argument("--memory", help="passed on to ckptlin, such as 512MB")
-    parser.add_argument("--scratch", type=Path, help="directory for the run; default the system's")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args()
-    arch = MODELS[args.model].scaled(args.scale) if args.scale != 1.0 else MODELS[args.model]
-    num_params = sum(t.num_params for t in tensor_specs(arch))
-    scratch = Path(tempfile.mkdtemp(prefix="ckptlin-bench-", dir=args.scratch))
-    budget = ["--memory", args.memory] if args.memory else []
-    figures = {}
-    try:
-        make_run(scratch / "run", arch, checkpoints=args.checkpoints)
-        run, store, out = (str(scratch / name) for name in ("run", "store", "out"))
-        print(
-            f"{args.checkpoints} bfloat16 checkpoints of {num_params:,} parameters, "
-            f"--memory {args.memory or 'default'}; {os.cpu_count()} processors, "
-            f"Python {platform.python_version()}"
-        )
-        predict = ["extrapolate", store, "--step", "2000", "--out", out]
-        for name, arguments in {
-            "ingest": ["ingest", run, store],
-            "fit": ["fit", store],
-            "extrapolate": predict,
-            "extrapolate, gated": [*predict, "--overwrite", "--min-r2", "0.5"],
-            "fit of the run": ["fit", run],
-        }.items():
-            measured = run_measured(ckptlin(*arguments, *budget))
-            figures[name] = asdict(measured)
-            verdict = "ok" if measured.peak_bytes <= _BAR_BYTES else "over 1.5 GiB"
-            peak_mib = measured.peak_bytes / 2**20
-            print(f"{name:<20} {measured.elapsed_s:7.1f} s  peak {peak_mib:7.0f} MiB  {verdict}")
-    finally:
-        shutil.rmtree(scratch)
-    if args.json:
-        args.json.write_text(json.dumps({"params": num_params, "figures": figures}, indent=2) + "\n")
+    """Measure, print and save."""
+    main_of({"memory": memory_figures}, __doc__)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,25 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["Figure", "print_figures", "save_figures"]
+__all__ = ["Figure", "Section", "machine", "print_section", "save_sections"]
+
+_PACKAGES = (
+    "ckptlin",
+    "numpy",
+    "numba",
+    "zarr",
+    "numcodecs",
+    "dask",
+    "xarray",
+    "torch",
+    "transformers",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,8 @@ class Figure:
 
     Attributes
     ----------
+    value : float or None
+        None if it could not be measured; the note says why.
     bar : float or None
         None for a figure that is only reported.
     at_least : bool
@@ -26,14 +41,17 @@ class Figure:
     """
 
     name: str
-    value: float
-    bar: float | None
+    value: float | None
+    bar: float | None = None
     at_least: bool = False
     unit: str = ""
+    note: str = ""
 
     @property
     def verdict(self) -> str:
-        """``pass``, by how much it falls short, or nothing without a bar."""
+        """``pass``, by how much it falls short, ``not measured``, or nothing without a bar."""
+        if self.value is None:
+            return "not measured"
         if self.bar is None:
             return ""
         if (self.value >= self.bar) if self.at_least else (self.value <= self.bar):
@@ -41,29 +59,59 @@ class Figure:
         return f"falls short by {abs(self.value / self.bar - 1):.0%}"
 
 
-def print_figures(title: str, figures: Sequence[Figure]) -> None:
+@dataclass(frozen=True)
+class Section:
+    """The figures of one topic, all from one run.
+
+    Attributes
+    ----------
+    title : str
+        What was measured: sizes and conditions.
+    notes : sequence of str
+        What a reader has to know to judge the figures.
+    """
+
+    title: str
+    figures: Sequence[Figure]
+    notes: Sequence[str] = field(default=())
+
+
+def print_section(section: Section) -> None:
     """Print a table."""
-    print(f"{title}\n{_machine()}\n")
-    for figure in figures:
+    print(f"\n{section.title}\n")
+    width = max((len(figure.name) for figure in section.figures), default=0)
+    for figure in section.figures:
         bar = "" if figure.bar is None else f"{'>=' if figure.at_least else '<='} {figure.bar:g}"
-        print(f"{figure.name:<42} {figure.value:9.2f} {figure.unit:<5} {bar:>8}  {figure.verdict}")
+        value = "-" if figure.value is None else f"{figure.value:.2f}"
+        line = f"  {figure.name:<{width}} {value:>9} {figure.unit:<5} {bar:>8}  {figure.verdict}"
+        print(line + (f"  ({figure.note})" if figure.note else ""))
+    for note in section.notes:
+        print(f"  * {note}")
 
 
-def save_figures(path: Path, title: str, figures: Sequence[Figure]) -> None:
+def save_sections(path: Path, sections: Sequence[Section]) -> None:
     """Write everything as JSON."""
-    packages = ("ckptlin", "numpy", "numba", "zarr", "numcodecs", "dask")
     content = {
-        "title": title,
         "command": sys.orig_argv,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
-        "versions": {name: version(name) for name in packages},
-        "figures": [{**asdict(figure), "verdict": figure.verdict} for figure in figures],
+        "machine": machine(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "sections": [
+            {
+                "title": section.title,
+                "notes": list(section.notes),
+                "figures": [{**asdict(figure), "verdict": figure.verdict} for figure in section.figures],
+            }
+            for section in sections
+        ],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Name processors, system and Python in one line."""
     cpu = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -73,3 +121,10 @@ def _machine() -> str:
     except OSError:
         pass
     return f"{os.cpu_count()} x {cpu}, {platform.system()}, Python {platform.python_version()}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -51,6 +51,7 @@ class Architecture:
 
 
 MODELS = {
+    "0.05b": Architecture(384, 12, 6, 2, 1536, 65536),
     "0.5b": Architecture(896, 24, 14, 2, 4864),
     "1.5b": Architecture(1536, 28, 12, 2, 8960),
 }
