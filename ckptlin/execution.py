@@ -4,12 +4,13 @@ A task is a small picklable callable applied to an item (names and slices); it r
 and returns figures.  Nothing else travels.
 """
 
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from ckptlin.errors import InputError
@@ -28,6 +29,7 @@ _GRAPH_TASKS = 512
 # Tasks for each thread of a cluster that are on their way: enough that none waits for the next.
 _IN_FLIGHT = 3
 _RETRIES = 2
+_PATIENCE_S = 60
 
 
 def available_workers() -> int:
@@ -149,7 +151,7 @@ class Cluster:
         # One copy for each worker; those that come later take it from another.
         shared = self._client.scatter(work, broadcast=True, hash=False)
         item_of: dict[Any, T] = {}
-        completed = as_completed(with_results=False)
+        completed = as_completed(loop=self._client.loop)
 
         def submit() -> None:
             number, item = waiting.popleft()
@@ -169,11 +171,10 @@ class Cluster:
                 if waiting:
                     submit()
                 collect(item, result)
-        except BaseException:
-            running = list(item_of)
-            self._client.cancel(running)
-            wait(running, timeout=60)
-            raise
+        finally:
+            # Cancelled tasks would go on unseen; there are few.
+            with self._client.as_current(), suppress(TimeoutError, CancelledError):
+                wait(list(item_of), timeout=_PATIENCE_S)
 
     def _num_threads(self) -> int:
         return sum(self._client.nthreads().values())
@@ -236,7 +237,7 @@ def open_executor(
             processes=True,
             dashboard_address=None,
             memory_limit=0,
-            silence_logs="error",
+            silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
