@@ -5,6 +5,7 @@ python -m benchmarks --scale 1 --scratch /scratch  the 1.54 B model: hours, 65 G
 python -m benchmarks --only core,kernel            some topics
 """
 
+from benchmarks.cluster import cluster_figures
 from benchmarks.codecs import codec_figures
 from benchmarks.command import main_of
 from benchmarks.compare import rival_figures
@@ -23,6 +24,7 @@ TOPICS = {
     "rivals": rival_figures,
     "checkpoints": checkpoint_figures,
     "parameters": parameter_figures,
+    "cluster": cluster_figures,
 }
 
 if __name__ == "__main__":

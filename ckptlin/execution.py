@@ -28,7 +28,6 @@ _BATCH_PARAMS = 1 << 20
 _GRAPH_TASKS = 512
 # Tasks for each thread of a cluster that are on their way: enough that none waits for the next.
 _IN_FLIGHT = 3
-_RETRIES = 2
 _PATIENCE_S = 60
 
 
@@ -156,7 +155,7 @@ class Cluster:
         def submit() -> None:
             number, item = waiting.popleft()
             # Earlier items first, on whichever worker is free.
-            future = self._client.submit(_call, shared, item, pure=False, priority=-number, retries=_RETRIES)
+            future = self._client.submit(_call, shared, item, pure=False, priority=-number)
             item_of[future] = item
             completed.add(future)
 
