@@ -18,7 +18,7 @@ from benchmarks.command import Settings, main_of
 from benchmarks.report import Figure, Section
 from benchmarks.synthetic import calibrate, trajectory
 from ckptlin.dtypes import from_zarr
-from ckptlin.execution import Cluster
+from ckptlin.execution import Cluster, bundle_size
 from ckptlin.kernels.narrow import narrow
 from ckptlin.kernels.regression import Abscissa, BlockRegression
 from ckptlin.kernels.weighted_sum import BlockSum
@@ -121,7 +121,7 @@ def _nothing(item: int) -> int:
     return item
 
 
-def _task_seconds(num_tasks: int = 2000) -> float:
+def _task_seconds(num_items: int = 4000) -> float:
     """Measure what Dask takes for a task that does nothing."""
     from distributed import Client, LocalCluster
 
@@ -131,12 +131,12 @@ def _task_seconds(num_tasks: int = 2000) -> float:
     ):
         Cluster(client).run(_nothing, range(100))
         started = time.perf_counter()
-        Cluster(client).run(_nothing, range(num_tasks))
-        return (time.perf_counter() - started) / num_tasks
+        Cluster(client).run(_nothing, range(num_items))
+        return (time.perf_counter() - started) / (num_items // bundle_size(num_items, 2))
 
 
 def simulate(
-    num_tasks: int,
+    num_items: int,
     compute_s: float,
     bytes_in: float,
     bytes_out: float,
@@ -144,14 +144,15 @@ def simulate(
     costs: ChunkCosts,
     a: Assumptions,
 ) -> float:
-    """Return the seconds that equal tasks take: threads take them from one scheduler as they become free."""
+    """Return the seconds that equal items take: threads take bundles from one scheduler as they become free."""
     threads = workers * a.threads
+    size = bundle_size(num_items, threads)
     bandwidth = min(a.link / a.threads, a.storage / threads)
-    duration = compute_s + (bytes_in + bytes_out) / bandwidth
+    duration = size * (compute_s + (bytes_in + bytes_out) / bandwidth)
     free = [0.0] * threads
     scheduled = 0.0
     end = 0.0
-    for _ in range(num_tasks):
+    for _ in range(-(-num_items // size)):
         start = max(heapq.heappop(free), scheduled)
         scheduled = start + costs.task_s
         end = max(end, start + duration)
@@ -184,13 +185,13 @@ def cluster_figures(_: Settings) -> Section:
             "fit": (blocks, rows * costs.fit_s, rows * costs.stored_bytes, costs.map_bytes),
             "extrapolate": (blocks, rows * costs.predict_s, rows * costs.stored_bytes, checkpoint),
         }
-        for name, (num_tasks, compute_s, bytes_in, bytes_out) in of.items():
-            seconds = simulate(num_tasks, compute_s, bytes_in, bytes_out, workers, costs, a)
-            figures.append(Figure(f"{name}, {workers} workers", seconds, unit="s", note=f"{num_tasks:,} tasks"))
+        for name, (num_items, compute_s, bytes_in, bytes_out) in of.items():
+            seconds = simulate(num_items, compute_s, bytes_in, bytes_out, workers, costs, a)
+            figures.append(Figure(f"{name}, {workers} workers", seconds, unit="s", note=f"{num_items:,} items"))
     title = f"Simulated: {a.params / 1e9:.1f} B parameters in bfloat16, {a.checkpoints} checkpoints"
     notes = [
-        f"assumed: {a.threads} threads and {a.link / 1e9:.2f} GB/s a worker, {a.storage / 1e9:.0f} GB/s for all, "
-        f"{a.changed:.0%} of the weights changed a checkpoint, {a.price} dollars a GB and month",
+        f"assumed: {a.threads} threads and {a.link / 1e9:.2f} GB/s a worker, {a.storage / 1e9:.0f} GB/s "
+        f"for all, {a.changed:.0%} of the weights changed a checkpoint, {a.price} dollars a GB and month",
         "a task reads, computes and writes one after the other; tasks leave the scheduler one by one",
     ]
     return Section(title, figures, notes)
