@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,37 @@ def test_another_error_is_passed_on(files, tmp_path):
     with pytest.raises(FileExistsError):
         files.write("a/b", b"two")
     assert file_contents(tmp_path) == {"a": b"one"}
+
+
+def test_a_file_that_is_written_behind_is_told_of_when_it_has_its_name(files, tmp_path):
+    done = []
+    for i in range(40):  # more than may be on their way at a time
+        files.write_behind(f"a/{i}", b"x" * i, lambda i=i: done.append((i, (tmp_path / f"a/{i}").exists())))
+    files.flush()
+    assert sorted(done) == [(i, True) for i in range(40)]
+    assert file_contents(tmp_path) == {f"a/{i}": b"x" * i for i in range(40)}
+    files.write_behind("b", b"after a flush")
+    files.sync()
+    assert files.read("b") == b"after a flush"
+
+
+def test_what_goes_wrong_behind_is_raised_by_the_next_call_and_leaves_nothing(files, tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files.write("a", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        files.write_behind("a", b"new", lambda: pytest.fail("it is not durable"))
+        with pytest.raises(DiskFullError, match=r"the disk is full: .*a \(3 bytes\) could not be written"):
+            files.flush()
+    files.flush()  # told once
+    files.sweep()
+    assert file_contents(tmp_path) == {"a": b"old"}
+
+
+def test_a_copy_for_another_process_waits_for_the_disk(files, tmp_path):
+    copy = pickle.loads(pickle.dumps(files))
+    done = []
+    copy.write_behind("a/b", b"x", lambda: done.append(files.read("a/b")))
+    assert done == [b"x"]

@@ -120,17 +120,26 @@ def test_a_commit_that_does_not_follow_the_last_one_is_refused(store):
 
 def test_the_root_is_written_last_and_after_everything_else_is_on_the_disk(store, make_run, monkeypatch):
     events = []
-    write, sync = StoreFiles.write, StoreFiles.sync
+    write, write_behind, sync = StoreFiles.write, StoreFiles.write_behind, StoreFiles.sync
 
     def noted_write(self, key, data):
         events.append(key)
         write(self, key, data)
+
+    def noted_write_behind(self, key, data, done=None):
+        def durable():
+            events.append(key)
+            if done is not None:
+                done()
+
+        write_behind(self, key, data, durable)
 
     def noted_sync(self):
         events.append("sync")
         sync(self)
 
     monkeypatch.setattr(StoreFiles, "write", noted_write)
+    monkeypatch.setattr(StoreFiles, "write_behind", noted_write_behind)
     monkeypatch.setattr(StoreFiles, "sync", noted_sync)
     ingest(make_run(MORE), store.path, num_workers=1)
     assert events[-3:] == ["sync", "zarr.json", "sync"]
@@ -145,7 +154,7 @@ def test_the_root_is_written_last_and_after_everything_else_is_on_the_disk(store
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_error_at_any_stage_leaves_the_previous_commit(store, make_run, monkeypatch, stage, error):
     """A mistake of ours is cleaned up after; after Ctrl-C the next writer finds what it needs to go on."""
-    write = StoreFiles.write
+    write = StoreFiles._write_unsynced
     stages = {
         "chunks": lambda key: key.startswith("weights/model.norm.weight/c/"),
         "files": lambda key: key.startswith("files/") and "/c/" in key,
@@ -157,11 +166,11 @@ def test_an_error_at_any_stage_leaves_the_previous_commit(store, make_run, monke
     def failing(self, key, data):
         if stages[stage](key):
             raise error
-        write(self, key, data)
+        return write(self, key, data)
 
     run = make_run(MORE, config={"another": "config"})
     with monkeypatch.context() as patch:
-        patch.setattr(StoreFiles, "write", failing)
+        patch.setattr(StoreFiles, "_write_unsynced", failing)
         with pytest.raises(error):
             ingest(run, store.path, num_workers=1)
     assert_holds(TrajectoryStore(store.path), {step: weights_at(step) for step in FIRST})
@@ -182,15 +191,15 @@ def interrupt(monkeypatch):
     """Ingest, and be interrupted by Ctrl-C before a file is written."""
 
     def ingest_until(run, path, last_key):
-        write = StoreFiles.write
+        write = StoreFiles._write_unsynced
 
         def interrupted(self, key, data):
             if key == last_key:
                 raise KeyboardInterrupt
-            write(self, key, data)
+            return write(self, key, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(StoreFiles, "write", interrupted)
+            patch.setattr(StoreFiles, "_write_unsynced", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 ingest(run, path, num_workers=1)
 
