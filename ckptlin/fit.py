@@ -194,7 +194,10 @@ def plan_fit(
         "fit",
         max(walk_bytes, *(_block_bytes(source, t, rows, maps) for t in tensors)),
         num_workers or available_workers(),
-        extra_bytes=sample_bytes + len(tensors) * Tally.NUM_BYTES + _metadata_bytes(source, tensors, maps),
+        extra_bytes=sample_bytes
+        + len(tensors) * Tally.NUM_BYTES
+        + _metadata_bytes(source, tensors, maps)
+        + (source.files.behind_bytes if maps and isinstance(source, TrajectoryStore) else 0),
     )
     return FitPlan(
         source=source,
@@ -311,9 +314,9 @@ def fit(
     )
     plan = make_plan(source)
     if isinstance(source, TrajectoryStore) and keep:
-        with StoreWriter(source.path, fresh=False) as writer:
+        with StoreWriter(source.location, fresh=False) as writer:
             # The store may have changed since it was opened, and with it the rows of its steps.
-            plan = make_plan(TrajectoryStore(source.path))
+            plan = make_plan(TrajectoryStore(source.location))
             with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
                 summary = _run(plan, writer, seed, executor, progress)
             _write_tables(writer, writer.staged_fit(name), summary)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ckptlin.store.metadata import CommittedCheckpoint
 from ckptlin.store.store import TrajectoryStore, block_key
 from ckptlin.store.writer import ChunkEntry, StoreWriter, sweep_leftovers
 from ckptlin.trajectory import Block
+from ckptlin.urls import is_url
 
 __all__ = ["IngestResult", "ingest"]
 
@@ -98,7 +100,7 @@ def ingest(
     run : path-like, or sequence of path-like or ``"STEP=PATH"``
         See `ckptlin.checkpoints.discover`.
     store : path-like
-        Directory of the store.
+        Directory of the store, or a URL that fsspec writes to, such as ``s3://bucket/run.store``.
     base : path-like, optional
         Model that training began from, as step 0.
     replace_steps : bool
@@ -121,7 +123,10 @@ def ingest(
     CheckpointError
         If a checkpoint is missing, incomplete, malformed or does not fit the others.
     StepConflictError
-        If a step is in the store with other content, and ``replace_steps`` is not set.
+        If a step is in the store with other content, and ``replace_steps`` is not set; or if a store at a URL
+        would have to be built anew.
+    StoreError
+        If a URL cannot be reached.
     StoreLockedError, MemoryBudgetError, DiskFullError
     """
     started = time.perf_counter()
@@ -143,7 +148,7 @@ def ingest(
             workers = open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes)
             committed, resumed = _write(plan, workers, progress)
         elif plan.store is not None:
-            sweep_leftovers(plan.path)
+            sweep_leftovers(plan.location)
             committed = plan.store
         else:
             raise InputError("there is nothing to ingest")
@@ -161,14 +166,16 @@ def ingest(
 
 
 def _check_disk(plan: IngestPlan) -> None:
-    directory = plan.path
+    if is_url(plan.location):
+        return
+    directory = Path(plan.location)
     while not directory.exists():
         directory = directory.parent
     free = shutil.disk_usage(directory).free
     needed = plan.bytes_in // _BEST_RATIO
     if free < needed:
         raise DiskFullError(
-            f"the store {plan.path} will take at least {format_bytes(needed)}, but its disk has "
+            f"the store {plan.location} will take at least {format_bytes(needed)}, but its disk has "
             f"{format_bytes(free)} free; free some space, or put the store elsewhere"
         )
 
@@ -210,13 +217,13 @@ def _write(
     every = [block for of_tensor in blocks.values() for block in of_tensor]
     if plan.store is not None and plan.rebuild and plan.store.record.fits:
         progress.note(
-            f"{plan.path} is built anew, because a step lies before its last one or is replaced; its fits "
+            f"{plan.location} is built anew, because a step lies before its last one or is replaced; its fits "
             f"({', '.join(plan.store.record.fits)}) go: run `ckptlin fit` again"
         )
     specs = {t.name: t for t in record.tensors}
     chunk_params = {name: math.prod(chunk) for name, chunk in record.param_chunks.items()}
     with (
-        StoreWriter(plan.path, fresh=plan.store is None or plan.rebuild) as writer,
+        StoreWriter(plan.location, fresh=plan.store is None or plan.rebuild) as writer,
         workers as executor,
         progress.phase("ingest", plan.bytes_in) as advance,
     ):

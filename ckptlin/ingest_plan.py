@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -22,7 +21,9 @@ from ckptlin.store.chunk_codec import COMPRESSORS
 from ckptlin.store.layout import chunk_steps, param_chunk_shape
 from ckptlin.store.metadata import ROOT_KEY, CommittedFile, StoreRecord
 from ckptlin.store.store import TrajectoryStore
+from ckptlin.store.url_files import open_files
 from ckptlin.trajectory import TensorSpec
+from ckptlin.urls import is_url, local_path
 
 __all__ = ["IngestPlan", "Row", "checksum", "committed_file", "digest", "fingerprint", "plan_ingest"]
 
@@ -46,6 +47,8 @@ class IngestPlan:
         Steps that would be read from checkpoints.
     present : tuple of int
         Steps that are in the store already, with the same content.
+    location : str
+        Absolute path, or URL, of the store.
     rebuild : bool
         Whether a new store would be written beside the old one and take its place, because a step lies before
         the store's last one or is replaced.
@@ -56,7 +59,7 @@ class IngestPlan:
 
     run: Run
     store: TrajectoryStore | None
-    path: Path
+    location: str
     rows: tuple[Row, ...]
     added: tuple[int, ...]
     present: tuple[int, ...]
@@ -73,7 +76,7 @@ class IngestPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return {
-            "store": str(self.path),
+            "store": self.location,
             "steps_added": list(self.added),
             "steps_present": list(self.present),
             "rebuild": self.rebuild,
@@ -102,10 +105,10 @@ def plan_ingest(
         raise InputError(f"there is no codec {compressor!r}; choose one of {', '.join(sorted(COMPRESSORS))}")
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--workers must be at least 1, not {num_workers}")
-    path = Path(os.path.abspath(store))
+    location = open_files(store if is_url(store) else os.path.abspath(local_path(store))).where("")
     found = discover(run, base=base, skip_incomplete=skip_incomplete)
     check_consistent(found.checkpoints)
-    existing = TrajectoryStore(path) if (path / ROOT_KEY).exists() else None
+    existing = TrajectoryStore(location) if open_files(location).exists(ROOT_KEY) else None
     specs = tuple(found.checkpoints[0].checkpoint.tensors.values())
     for spec in specs:
         encode_name(spec.name)  # a name that is too long is told now, not in the middle of the work
@@ -126,6 +129,12 @@ def plan_ingest(
         _check_same_model(existing, found.checkpoints[0])
         rows, present, rebuild = _merge(existing, found, replace_steps, progress)
         record = existing.record
+        if rebuild and is_url(location):
+            raise StepConflictError(
+                f"{location} would have to be built anew, because a step lies before its last one "
+                f"({existing.steps[-1]}) or is replaced, and nothing at a URL takes another's place in one "
+                "step; ingest the run into a store at a new URL"
+            )
         if rebuild:
             record = replace(record, chunk_steps=chunk_steps(len(rows)), fits={})
     added = [row.source for row in rows if row.source is not None]
@@ -137,11 +146,12 @@ def plan_ingest(
         # archive codec takes another two blocks while it works, its result among them.
         3 * widest,
         num_workers or available_workers(),
+        extra_bytes=open_files(location).behind_bytes,
     )
     return IngestPlan(
         run=found,
         store=existing,
-        path=path,
+        location=location,
         rows=rows,
         added=tuple(c.step for c in added),
         present=present,

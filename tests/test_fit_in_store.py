@@ -20,9 +20,9 @@ from ckptlin.fit import fit, read_summary
 from ckptlin.ingest import ingest
 from ckptlin.kernels.regression import BlockRegression
 from ckptlin.source import open_source
+from ckptlin.store import local_files as local_files_module
 from ckptlin.store import metadata
 from ckptlin.store import store as store_module
-from ckptlin.store import writer as writer_module
 from ckptlin.store.lock import writer_lock
 from ckptlin.store.store import TrajectoryStore
 from ckptlin.store.writer import StoreWriter
@@ -201,9 +201,9 @@ STAGES = {
     "writing the summary": (fit_module, "_write_tables", False),
     "after the summary": (fit_module, "_write_tables", True),
     "writing metadata": (StoreWriter, "write_steps", False),
-    "before the exchange": (writer_module, "exchange", False),
-    "after the exchange": (writer_module, "exchange", True),
-    "syncing after the exchange": (writer_module, "sync_directory", False),
+    "before the exchange": (local_files_module, "exchange", False),
+    "after the exchange": (local_files_module, "exchange", True),
+    "syncing after the exchange": (local_files_module, "sync_directory", False),
     "committing": (StoreWriter, "_commit_root", False),
     "after the commit": (StoreWriter, "_commit_root", True),
 }

@@ -21,6 +21,7 @@ from ckptlin.report.examples import Example, pick_examples
 from ckptlin.report.style import BLUE, GREY, LIGHT, VERMILION, bare, entitle, new_figure
 from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.summary import NUM_BINS, FitSummary, GroupSummary, R2Figures
+from ckptlin.urls import is_url
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -396,6 +397,6 @@ def _shorten(text: str, length: int) -> str:
 
 
 def _short_name(store: TrajectoryStore, fit: str) -> str:
-    path = store.path.resolve()
-    name = "/".join(path.parts[-2:]) if len(path.parts) > 2 else str(path)
+    path = store.location if is_url(store.location) else str(store.path.resolve())
+    name = "/".join(path.split("/")[-2:]) if path.count("/") > 1 else path
     return _shorten(name, 60) + ("" if fit == "default" else f", fit {fit}")

@@ -10,13 +10,21 @@ from typing import Any, Self
 import numpy as np
 
 from ckptlin.dtypes import from_zarr
-from ckptlin.errors import CorruptChunkError, NotAStoreError, SelectionError, StaleFitError, StoreError
+from ckptlin.errors import (
+    CorruptChunkError,
+    InputError,
+    NotAStoreError,
+    SelectionError,
+    StaleFitError,
+    StoreError,
+)
 from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import decode_chunk, decode_plain
-from ckptlin.store.files import StoreFiles
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import ROOT_KEY, CommittedCheckpoint, FitRecord, StoreRecord, table_chunk
+from ckptlin.store.url_files import open_files
 from ckptlin.trajectory import Block, Buffer, TensorSpec
+from ckptlin.urls import is_url
 
 __all__ = ["STAGED_FITS", "TrajectoryStore", "block_key", "chunk_key", "describe_steps", "fit_prefix"]
 
@@ -45,26 +53,27 @@ class TrajectoryStore:
     Parameters
     ----------
     path : path-like
-        Directory of the store.
+        Directory of the store, or a URL that fsspec reads, such as ``s3://bucket/run.store``.
 
     Raises
     ------
     NotAStoreError, StoreVersionError
+    StoreError
+        Also from any method, if a URL cannot be reached.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.files = StoreFiles(self.path)
-        self._inode = _inode(self.path)
-        document = self.files.read(ROOT_KEY) if self.path.is_dir() else None
+        self.files = open_files(path)
+        self._generation = self.files.generation()
+        is_local = not is_url(self.location)
+        document = None if is_local and not self.path.is_dir() else self.files.read(ROOT_KEY)
         if document is None:
-            raise NotAStoreError(
-                f"{self.path} {_what_is_there(self.path)}; make a store with `ckptlin ingest RUN STORE`"
-            )
+            what = _what_is_there(self.path) if is_local else "holds no trajectory store"
+            raise NotAStoreError(f"{self.location} {what}; make a store with `ckptlin ingest RUN STORE`")
         try:
             parsed = json.loads(document)
         except ValueError as error:
-            raise NotAStoreError(f"{self.path / ROOT_KEY} is not valid JSON: {error}") from error
+            raise NotAStoreError(f"{self.files.where(ROOT_KEY)} is not valid JSON: {error}") from error
         self.record = StoreRecord.from_document(parsed, self.location)
         self._fit_roots: dict[str, str] = {}
 
@@ -79,8 +88,15 @@ class TrajectoryStore:
 
     @property
     def location(self) -> str:
-        """Path of the store."""
-        return str(self.path)
+        """Path or URL of the store."""
+        return self.files.where("")
+
+    @property
+    def path(self) -> Path:
+        """Directory of the store; InputError if it lies at a URL."""
+        if is_url(self.location):
+            raise InputError(f"{self.location} is no directory; copy the store to a local disk first")
+        return Path(self.location)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -142,12 +158,12 @@ class TrajectoryStore:
         steps = self.steps_of_row(chunk_row)
         if data is None:
             raise CorruptChunkError(
-                f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} is missing: {self.path / key}; "
-                "restore the file, or ingest the run into a new store"
+                f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} is missing: "
+                f"{self.files.where(key)}; restore the file, or ingest the run into a new store"
             )
         shape = (self.record.chunk_steps, self.chunk_params(block.tensor))
         out = np.empty(shape, spec.dtype.bits) if buffer is None else buffer.array(shape, spec.dtype.bits)
-        what = f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} ({self.path / key})"
+        what = f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} ({self.files.where(key)})"
         decode_chunk(data, spec.dtype, out, what)
         return out
 
@@ -263,13 +279,13 @@ class TrajectoryStore:
     def _read_plain(self, key: str, out: np.ndarray[Any, Any]) -> None:
         data = self._read_key(key)
         if data is None:
-            raise CorruptChunkError(f"{self.path / key} is missing")
-        decode_plain(data, out, str(self.path / key))
+            raise CorruptChunkError(f"{self.files.where(key)} is missing")
+        decode_plain(data, out, self.files.where(key))
 
     def _read_key(self, key: str) -> bytes | None:
         data = self.files.read(key)
         # Rows of a store that was rebuilt may be those of other steps.
-        if _inode(self.path) != self._inode:
+        if self.files.generation() != self._generation:
             raise StoreError(f"{self.location} was replaced while it was being read; run this again")
         return data
 
@@ -310,13 +326,6 @@ def _fit_id(document: bytes) -> Any:
 
 def _span(steps: Sequence[int]) -> str:
     return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 def _what_is_there(path: Path) -> str:

@@ -1,29 +1,28 @@
 """Writing to a trajectory store: chunks first, then one atomic write that commits them.
 
-A new store grows in a hidden directory beside its final name and is renamed when it commits; an existing one
-is appended to in place.  Until the root ``zarr.json`` is replaced, readers see the previous commit: new chunks
+A new store grows out of sight and becomes visible when it commits (`ckptlin.store.place`); an existing one is
+appended to in place.  Until the root ``zarr.json`` is replaced, readers see the previous commit: new chunks
 lie beyond its shapes, and a chunk that was only partly filled decodes to the same first rows after it was
 written again with more.  A journal of finished chunks lets the next run go on where a killed one stopped.
 """
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from ckptlin.atomic import exchange, is_disk_full, replace_directory, sync_directory
-from ckptlin.errors import DiskFullError, NotAStoreError, StoreLockedError
+from ckptlin.atomic import is_disk_full
+from ckptlin.errors import DiskFullError, StoreLockedError
 from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import encode_plain
 from ckptlin.store.files import StoreFiles
-from ckptlin.store.lock import LOCK_FILE, writer_lock
+from ckptlin.store.journal import JOURNAL
+from ckptlin.store.lock import LOCK_FILE
 from ckptlin.store.metadata import (
     BLOB_COMPRESSOR,
     ROOT_KEY,
@@ -36,18 +35,17 @@ from ckptlin.store.metadata import (
     nodes_of,
     root_document,
 )
+from ckptlin.store.place import open_place
 from ckptlin.store.store import STAGED_FITS, TrajectoryStore, chunk_key, fit_prefix
 
-__all__ = ["ChunkEntry", "StoreWriter", "sweep_leftovers"]
-
-JOURNAL = ".journal"
+__all__ = ["JOURNAL", "ChunkEntry", "StoreWriter", "sweep_leftovers"]
 
 
-def sweep_leftovers(path: Path) -> None:
+def sweep_leftovers(location: str | os.PathLike[str]) -> None:
     """Remove what a writer left that was killed right after its commit; unless another one is writing."""
     with suppress(StoreLockedError):
-        writer = StoreWriter(path, fresh=False)
-        if (writer.root / JOURNAL).exists() or writer.beside.exists():
+        writer = StoreWriter(location, fresh=False)
+        if writer.has_leftovers():
             with writer:
                 pass
 
@@ -82,8 +80,8 @@ class StoreWriter:
 
     Parameters
     ----------
-    path : Path
-        Final name of the store.  If it is a link, the directory that it points to is meant.
+    location : path-like
+        Final path or URL of the store.  If it is a link, the directory that it points to is meant.
     fresh : bool
         Build a new store, which takes the place of whatever store is there when it commits; otherwise
         append to the store that is there.
@@ -92,31 +90,28 @@ class StoreWriter:
     ------
     StoreLockedError
         If another process is writing.
+    StepConflictError
+        If a new store is to take the place of one at a URL.
     """
 
-    def __init__(self, path: Path, *, fresh: bool) -> None:
-        self.location = str(path)
-        self.path = Path(os.path.realpath(path))
+    def __init__(self, location: str | os.PathLike[str], *, fresh: bool) -> None:
+        self.location = os.fspath(location)
         self.fresh = fresh
-        self.beside = self.path.with_name(f".{self.path.name}.ingesting")
-        self.root = self.beside if fresh else self.path
-        self.files = StoreFiles(self.root)
+        self._place = open_place(location, fresh=fresh)
         self._exit = ExitStack()
-        self._journal_fd: int | None = None
+
+    @property
+    def files(self) -> StoreFiles:
+        """Where the chunks go."""
+        return self._place.files
+
+    def has_leftovers(self) -> bool:
+        """Tell whether a writer may have been killed here."""
+        return self._place.has_leftovers()
 
     def __enter__(self) -> Self:
         with self._explaining_a_full_disk(), ExitStack() as stack:
-            if (self.path / ROOT_KEY).exists():
-                stack.enter_context(writer_lock(self.path, self.location))
-            elif self.path.is_dir() and any(self.path.iterdir()):
-                raise NotAStoreError(
-                    f"{self.location} is a directory with other content; give a new path for the store"
-                )
-            elif self.path.exists() and not self.path.is_dir():
-                raise NotAStoreError(f"{self.location} is a file; give a new path for the store")
-            if self.fresh:
-                self.root.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(writer_lock(self.root, self.location))
+            stack.enter_context(self._place.hold())
             self.files.sweep()
             if not self.fresh:
                 self._repair()
@@ -130,12 +125,12 @@ class StoreWriter:
             # Whatever happened, nothing writes any more when this is left.
             with suppress(Exception) if error is not None else nullcontext():
                 self.files.flush()
-            self._close_journal()
+                self._place.journal.close()
             # After a kill or Ctrl-C what is finished stays for the next run to go on with.
             if isinstance(error, Exception):
                 self.abandon()
                 if self.fresh:
-                    shutil.rmtree(self.root)
+                    self._place.give_up()
                 if isinstance(error, OSError):
                     raise error
 
@@ -147,7 +142,7 @@ class StoreWriter:
         StoreLockedError
             If another process has committed since: what was planned before the lock was held would undo that.
         """
-        found = self._committed().commit if (self.path / ROOT_KEY).exists() else 0
+        found = self._committed().commit if self._place.is_committed() else 0
         if found != num_commits:
             raise StoreLockedError(f"another process has meanwhile written to {self.location}; run this again")
 
@@ -166,22 +161,20 @@ class StoreWriter:
         """
         text = json.dumps(identity, sort_keys=True)
         done: dict[str, ChunkEntry] = {}
-        journal = self.root / JOURNAL
-        lines = journal.read_text().split("\n") if journal.exists() else []
+        lines = self._place.journal.read()
         if lines and lines[0] == text:
             done = self._still_there(lines[1:])
+            self._place.journal.open()
         else:
             self.abandon()
-        is_new = not journal.exists()
-        self._journal_fd = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        # A line that the killed writer had begun must not swallow the next one.
-        self._note(text if is_new else "")
+            self._place.journal.open()
+            self._place.journal.append(text)
         return done
 
     def note_chunk(self, entry: ChunkEntry) -> None:
         """Note in the journal that a chunk is durable.  Thread-safe."""
         self.files.note(entry.key)
-        self._note(json.dumps(asdict(entry)))
+        self._place.journal.append(json.dumps(asdict(entry)))
 
     def write_blob(self, digest: str, data: bytes) -> None:
         """Keep a file under its hash."""
@@ -202,12 +195,11 @@ class StoreWriter:
         self.check_follows(record.commit - 1)
         self.write_steps("weights", record.steps)
         nodes = nodes_of(record)
-        for path in sorted(nodes):
-            if not path.startswith("fits/"):
-                self._write_if_other(f"{path}/zarr.json", dump(nodes[path]))
+        self._write_nodes({path: nodes[path] for path in sorted(nodes) if not path.startswith("fits/")})
         self._commit_root(record)
         if self.fresh:
-            self._take_name()
+            self._place.take_name()
+            self.fresh = False
         self._settle()
         return TrajectoryStore(self.location)
 
@@ -215,23 +207,24 @@ class StoreWriter:
         """Commit a fit whose arrays were written below `staged_fit`."""
         self.check_follows(record.commit - 1)
         staged = self.staged_fit(name)
-        for path, node in fit_nodes(record, name).items():
-            self.files.write(f"{staged}/{path}/zarr.json" if path else f"{staged}/zarr.json", dump(node))
+        self.files.map(
+            lambda item: self.files.write("/".join(filter(None, (staged, item[0], ROOT_KEY))), dump(item[1])),
+            fit_nodes(record, name).items(),
+        )
         self.write_steps(staged, record.fits[name].steps)
         self._write_if_other("fits/zarr.json", dump(group_metadata()))
         self.files.sync()
-        new, old = self.root / staged, self.root / fit_prefix(name)
-        if not old.exists():
-            new.rename(old)
-        elif not exchange(new, old):
+        final = fit_prefix(name)
+        if not self.files.exists(final):
+            self.files.move(staged, final)
+        elif not self.files.exchange(staged, final):
             # No exchange on this file system: the old fit is taken out of the record before it goes.
             current = self._committed()
             others = {n: fit for n, fit in current.fits.items() if n != name}
             self._commit_root(replace(current, fits=others))
-            self.files.remove_tree(fit_prefix(name))
-            new.rename(old)
-        sync_directory(old.parent)
-        sync_directory(new.parent)
+            self.files.remove_tree(final)
+            self.files.move(staged, final)
+        self.files.sync_names("fits", STAGED_FITS)
         self._commit_root(record)
         self._settle(STAGED_FITS)
         return TrajectoryStore(self.location)
@@ -242,24 +235,20 @@ class StoreWriter:
 
     def abandon(self) -> None:
         """Remove whatever was written and not committed."""
-        self._close_journal()
+        self._place.journal.close()
         if self.fresh:
-            for entry in self.root.iterdir():
-                if entry.is_dir():
-                    self.files.remove_tree(entry.name)
-                elif entry.name != LOCK_FILE:
-                    entry.unlink()
+            # The journal last: without one, what is there might be anyone's.
+            for name in sorted(self.files.names(""), key=lambda name: name == JOURNAL):
+                if name != LOCK_FILE:
+                    self.files.remove_tree(name)
             return
         committed = self._committed()
         rows = -(-len(committed.steps) // committed.chunk_steps)
         for spec in committed.tensors:
-            chunks = self.root / f"weights/{encode_name(spec.name)}/c"
-            for entry in chunks.iterdir() if chunks.is_dir() else ():
-                if entry.name.isdigit() and int(entry.name) >= rows:
-                    if entry.is_dir():
-                        self.files.remove_tree(entry.relative_to(self.root).as_posix())
-                    else:
-                        entry.unlink()
+            chunks = f"weights/{encode_name(spec.name)}/c"
+            for name in self.files.names(chunks):
+                if name.isdigit() and int(name) >= rows:
+                    self.files.remove_tree(f"{chunks}/{name}")
         self._restore_fits(committed)
         self._restore(committed)
         self._settle(STAGED_FITS)
@@ -267,12 +256,11 @@ class StoreWriter:
     def _repair(self) -> None:
         """Undo what a writer that died between its chunks and its commit may have left."""
         record = self._committed()
-        if (self.root / JOURNAL).exists():
+        if self._place.journal.exists():
             self._restore(record)
             if self._journal_commit() != record.commit:
                 self.abandon()  # its writer died after it had committed
-        if self.beside.is_dir() and not (self.beside / JOURNAL).exists():
-            shutil.rmtree(self.beside)  # the former store, whose writer died before it had removed it
+        self._place.remove_former()
         self._restore_fits(record)
         self.files.remove_tree(STAGED_FITS)
 
@@ -291,18 +279,17 @@ class StoreWriter:
     def _restore(self, record: StoreRecord) -> None:
         """Take back the metadata and the files of an append that was not committed."""
         self.write_steps("weights", record.steps)
-        for path, node in nodes_of(record).items():
-            if not path.startswith("fits/"):
-                self._write_if_other(f"{path}/zarr.json", dump(node))
-        for entry in (self.root / "files").iterdir():
-            if entry.is_dir() and entry.name not in record.blobs:
-                self.files.remove_tree(f"files/{entry.name}")
+        nodes = nodes_of(record)
+        self._write_nodes({path: node for path, node in nodes.items() if not path.startswith("fits/")})
+        for name in self.files.names("files"):
+            if name != ROOT_KEY and name not in record.blobs:
+                self.files.remove_tree(f"files/{name}")
 
     def _journal_commit(self) -> int | None:
         """Return the commit number that the journal's writer began from."""
         try:
-            commit = json.loads((self.root / JOURNAL).read_text().split("\n")[0])["commit"]
-        except (ValueError, KeyError, TypeError):
+            commit = json.loads(self._place.journal.read()[0])["commit"]
+        except (ValueError, KeyError, IndexError, TypeError):
             return None
         return commit if isinstance(commit, int) else None
 
@@ -311,12 +298,11 @@ class StoreWriter:
         for name, fit in record.fits.items():
             staged, committed = self.staged_fit(name), fit_prefix(name)
             if self._fit_id(committed) != fit.id and self._fit_id(staged) == fit.id:
-                exchange(self.root / staged, self.root / committed)
+                self.files.exchange(staged, committed)
         kept = {fit_prefix(name) for name in record.fits}
-        fits = self.root / "fits"
-        for entry in fits.iterdir() if fits.is_dir() else ():
-            if entry.is_dir() and f"fits/{entry.name}" not in kept:
-                self.files.remove_tree(f"fits/{entry.name}")
+        for name in self.files.names("fits"):
+            if name != ROOT_KEY and f"fits/{name}" not in kept:
+                self.files.remove_tree(f"fits/{name}")
 
     def _fit_id(self, prefix: str) -> str | None:
         data = self.files.read(f"{prefix}/{ROOT_KEY}")
@@ -324,19 +310,23 @@ class StoreWriter:
 
     def _still_there(self, lines: list[str]) -> dict[str, ChunkEntry]:
         """Read journal entries whose chunk is there and ends in the checksum that was noted."""
-        done = {}
+        entries = []
         for line in lines:
-            try:
-                entry = ChunkEntry(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
+            with suppress(ValueError, TypeError):
+                entries.append(ChunkEntry(**json.loads(line)))
+
+        def is_there(entry: ChunkEntry) -> bool:
             key = entry.key
-            if self.files.size(key) == entry.num_bytes and self.files.tail(key, 4).hex() == entry.tail:
-                done[key] = entry
-        return done
+            return self.files.size(key) == entry.num_bytes and self.files.tail(key, 4).hex() == entry.tail
+
+        found = self.files.map(is_there, entries)
+        return {entry.key: entry for entry, is_found in zip(entries, found, strict=True) if is_found}
 
     def _committed(self) -> StoreRecord:
-        return TrajectoryStore(self.path).record
+        return TrajectoryStore(self._place.location).record
+
+    def _write_nodes(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+        self.files.map(lambda path: self._write_if_other(f"{path}/{ROOT_KEY}", dump(nodes[path])), nodes)
 
     def _write_if_other(self, key: str, data: bytes) -> None:
         if self.files.read(key) != data:
@@ -344,33 +334,13 @@ class StoreWriter:
 
     def _commit_root(self, record: StoreRecord) -> None:
         self.files.sync()
+        self._place.check_lock()
         self.files.write(ROOT_KEY, dump(root_document(record)))
         self.files.sync()
 
     def _settle(self, *keys: str) -> None:
-        self._close_journal()
+        self._place.journal.close()
         for key in keys:
             self.files.remove_tree(key)
         self.files.sweep()
-        self.files.remove(JOURNAL)
-
-    def _take_name(self) -> None:
-        """Give a new store its final name; its journal goes last, so that only a former store has none."""
-        if (self.path / ROOT_KEY).exists():
-            replace_directory(self.root, self.path)
-        else:
-            self.root.rename(self.path)  # also onto an empty directory
-            sync_directory(self.path.parent)
-        self.fresh = False
-        self.root = self.path
-        self.files = StoreFiles(self.path)
-
-    def _note(self, line: str) -> None:
-        if self._journal_fd is None:
-            raise ValueError("the journal is closed: chunks are written between `begin` and `commit`")
-        self.files.append(self._journal_fd, f"{line}\n".encode(), JOURNAL)
-
-    def _close_journal(self) -> None:
-        if self._journal_fd is not None:
-            os.close(self._journal_fd)
-            self._journal_fd = None
+        self._place.journal.remove()

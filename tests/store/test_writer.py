@@ -16,7 +16,7 @@ import ckptlin.atomic
 import ckptlin.ingest
 from ckptlin.errors import DiskFullError, NotAStoreError, StoreLockedError
 from ckptlin.ingest import ingest
-from ckptlin.store.files import StoreFiles
+from ckptlin.store.local_files import LocalFiles
 from ckptlin.store.store import TrajectoryStore
 from ckptlin.store.writer import JOURNAL, StoreWriter
 from ckptlin.verify import verify
@@ -120,7 +120,7 @@ def test_a_commit_that_does_not_follow_the_last_one_is_refused(store):
 
 def test_the_root_is_written_last_and_after_everything_else_is_on_the_disk(store, make_run, monkeypatch):
     events = []
-    write, write_behind, sync = StoreFiles.write, StoreFiles.write_behind, StoreFiles.sync
+    write, write_behind, sync = LocalFiles.write, LocalFiles.write_behind, LocalFiles.sync
 
     def noted_write(self, key, data):
         events.append(key)
@@ -138,9 +138,9 @@ def test_the_root_is_written_last_and_after_everything_else_is_on_the_disk(store
         events.append("sync")
         sync(self)
 
-    monkeypatch.setattr(StoreFiles, "write", noted_write)
-    monkeypatch.setattr(StoreFiles, "write_behind", noted_write_behind)
-    monkeypatch.setattr(StoreFiles, "sync", noted_sync)
+    monkeypatch.setattr(LocalFiles, "write", noted_write)
+    monkeypatch.setattr(LocalFiles, "write_behind", noted_write_behind)
+    monkeypatch.setattr(LocalFiles, "sync", noted_sync)
     ingest(make_run(MORE), store.path, num_workers=1)
     assert events[-3:] == ["sync", "zarr.json", "sync"]
     written = events[:-3]
@@ -154,7 +154,7 @@ def test_the_root_is_written_last_and_after_everything_else_is_on_the_disk(store
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_error_at_any_stage_leaves_the_previous_commit(store, make_run, monkeypatch, stage, error):
     """A mistake of ours is cleaned up after; after Ctrl-C the next writer finds what it needs to go on."""
-    write = StoreFiles._write_unsynced
+    write = LocalFiles._write_unsynced
     stages = {
         "chunks": lambda key: key.startswith("weights/model.norm.weight/c/"),
         "files": lambda key: key.startswith("files/") and "/c/" in key,
@@ -170,7 +170,7 @@ def test_an_error_at_any_stage_leaves_the_previous_commit(store, make_run, monke
 
     run = make_run(MORE, config={"another": "config"})
     with monkeypatch.context() as patch:
-        patch.setattr(StoreFiles, "_write_unsynced", failing)
+        patch.setattr(LocalFiles, "_write_unsynced", failing)
         with pytest.raises(error):
             ingest(run, store.path, num_workers=1)
     assert_holds(TrajectoryStore(store.path), {step: weights_at(step) for step in FIRST})
@@ -191,7 +191,7 @@ def interrupt(monkeypatch):
     """Ingest, and be interrupted by Ctrl-C before a file is written."""
 
     def ingest_until(run, path, last_key):
-        write = StoreFiles._write_unsynced
+        write = LocalFiles._write_unsynced
 
         def interrupted(self, key, data):
             if key == last_key:
@@ -199,7 +199,7 @@ def interrupt(monkeypatch):
             return write(self, key, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(StoreFiles, "_write_unsynced", interrupted)
+            patch.setattr(LocalFiles, "_write_unsynced", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 ingest(run, path, num_workers=1)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from ckptlin.errors import DiskFullError
-from ckptlin.store.files import PARTIAL_DIR, StoreFiles
+from ckptlin.store.local_files import PARTIAL_DIR, LocalFiles
 from tests.runs import file_contents
 
 
 @pytest.fixture
 def files(tmp_path):
-    return StoreFiles(tmp_path)
+    return LocalFiles(tmp_path)
 
 
 def test_a_file_is_written_read_and_listed(files, tmp_path):
