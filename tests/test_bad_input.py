@@ -515,7 +515,7 @@ def large(here):
     rng = np.random.default_rng(0)
     for step in STEPS:
         save_checkpoint(
-            here / "large" / f"checkpoint-{step}", {"w": rng.normal(size=60_000).astype(np.float32)}
+            here / "large" / f"checkpoint-{step}", {"w": rng.normal(size=200_000).astype(np.float32)}
         )
     ingest(here / "large", here / "large.store")
     return here

@@ -1,4 +1,3 @@
-import importlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +8,7 @@ from s3fs import S3FileSystem
 
 from ckptlin.checkpoints import RunTrajectories, discover
 from ckptlin.errors import CheckpointError, CheckpointNotFoundError, IncompleteCheckpointError, InputError
+from ckptlin.execution import Threads
 from ckptlin.extrapolate import extrapolate
 from ckptlin.fit import fit
 from ckptlin.ingest import ingest
@@ -148,14 +148,13 @@ def test_what_was_ingested_from_s3_is_known_again_and_a_changed_object_is_not(lo
 def test_an_object_that_changes_while_it_is_read_is_noticed(local, s3_bucket, tmp_path, monkeypatch):
     url = upload(local, f"{s3_bucket}/run")
     other = save_checkpoint(tmp_path / "other", weights_at(31))
-    module = importlib.import_module("ckptlin.ingest")
-    run_tasks = module.run_tasks
+    run = Threads.run
 
     def run_and_overwrite(*args, **kwargs):
-        run_tasks(*args, **kwargs)
+        run(*args, **kwargs)
         upload(other, f"{url}/checkpoint-30")
 
-    monkeypatch.setattr(module, "run_tasks", run_and_overwrite)
+    monkeypatch.setattr(Threads, "run", run_and_overwrite)
     with pytest.raises(CheckpointError, match=r"checkpoint step 30 \(s3://.*was changed while it was read"):
         ingest(url, tmp_path / "store")
 

@@ -190,9 +190,9 @@ def test_examples_cost_one_block_each_and_not_the_whole_store(make_store, monkey
     chunks = []
     read_chunk = TrajectoryStore.read_chunk
 
-    def counted(self, block, chunk_row):
+    def counted(self, block, chunk_row, *buffer):
         chunks.append((block.tensor, block.index, chunk_row))
-        return read_chunk(self, block, chunk_row)
+        return read_chunk(self, block, chunk_row, *buffer)
 
     monkeypatch.setattr(TrajectoryStore, "read_chunk", counted)
     examples_of(store)
