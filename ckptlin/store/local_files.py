@@ -176,8 +176,8 @@ class LocalFiles:
         if path.is_dir():
             shutil.rmtree(path)
             self._made = {made for made in self._made if not made.is_relative_to(path)}
-        else:
-            path.unlink(missing_ok=True)
+        elif os.path.lexists(path):
+            path.unlink()
 
     def exchange(self, first: str, second: str) -> bool:
         """Exchange two directories in one step; False where that does not exist."""

@@ -67,8 +67,8 @@ def command(
     """Stream a run's checkpoints into a trajectory store.
 
     RUN is the directory that holds the checkpoints (checkpoint-N, global_step_N, step_N, ...), or each is given
-    as STEP=PATH.  RUN, PATH and STORE may be URLs, such as s3://bucket/run.  The same command again appends what is
-    new; an interrupted one is gone on with.
+    as STEP=PATH.  RUN, PATH and STORE may be URLs, such as s3://bucket/run.  The same command again
+    appends what is new; an interrupted one is gone on with.
     """
     from ckptlin.errors import InputError
     from ckptlin.ingest import ingest
