@@ -126,6 +126,7 @@ class LocalPlace:
         else:
             self._root.rename(self._path)  # also onto an empty directory
             sync_directory(self._path.parent)
+        self.journal.close()
         self._fresh = False
         self._root = self._path
         self.files = LocalFiles(self._root)
