@@ -12,11 +12,13 @@ from benchmarks.compare import rival_figures
 from benchmarks.core import core_figures
 from benchmarks.kernel import kernel_figures
 from benchmarks.memory import memory_figures
+from benchmarks.profile import profile_figures
 from benchmarks.scaling import checkpoint_figures, parameter_figures, worker_figures
 
 # Topics beside one another share a synthetic run where their sizes are the same.
 TOPICS = {
     "kernel": kernel_figures,
+    "profile": profile_figures,
     "codecs": codec_figures,
     "core": core_figures,
     "memory": memory_figures,
