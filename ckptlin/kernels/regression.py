@@ -17,6 +17,7 @@ Work goes tile by tile: a tile's rows and sums stay in the L1 cache, so a block 
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numba as nb
@@ -109,7 +110,7 @@ class Abscissa:
         scale = float(s.std())
         return cls(((s - s.mean()) / scale).astype(np.float32), float(steps[0] + s.mean()), scale)
 
-    @property
+    @cached_property
     def terms(self) -> tuple[int, float, float, float, float]:
         """T, Σx, Σ(x − x̄)², s̄ and sd(s), of the float32 x that the sums are taken with."""
         x = self.x.astype(np.float64)
