@@ -248,7 +248,7 @@ def open_executor(
             n_workers=num_workers or available_workers(),
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=logging.ERROR,
         ) as cluster,

@@ -18,6 +18,7 @@ from ckptlin.ingest import ingest
 from ckptlin.source import open_source
 from ckptlin.store.store import TrajectoryStore
 from tests.runs import MODEL, file_contents, save_checkpoint, weights_at
+from tests.s3 import upload
 
 # Tensors that are large enough to be tasks of their own.
 LAYERS = {f"model.layers.{i}.mlp.up_proj.weight": ((600, 1000), ml_dtypes.bfloat16) for i in range(10)}
@@ -30,7 +31,11 @@ def cluster():
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
     ) as started:
         yield started
 
@@ -146,6 +151,22 @@ def test_processes_of_its_own(run, tmp_path):
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
     assert weights_of(tmp_path / "remote") == weights_of(tmp_path / "local")
     assert maps_of(tmp_path / "remote") == maps_of(tmp_path / "local")
+
+
+def test_run_and_store_in_an_object_store(make_run, tmp_path, s3_bucket):
+    """Workers read the run from there and write the store's chunks there, with the credentials they inherit."""
+    run = make_run(STEPS[:3], model=dict(list(LAYERS.items())[:3]))
+    local, remote = tmp_path / "local", f"{s3_bucket}/store"
+    for where, source, options in (
+        (local, run, {}),
+        (remote, upload(run, f"{s3_bucket}/run"), {"processes": True, "num_workers": 2}),
+    ):
+        ingest(source, where, **options)
+        fit(TrajectoryStore(where), **options)
+    here, there = TrajectoryStore(local), TrajectoryStore(remote)
+    assert read_summary(there).to_dict() == read_summary(here).to_dict()
+    written = {**weights_of(local), **maps_of(local)}
+    assert {key: there.files.read(key) for key in written} == written
 
 
 def test_a_scheduler_that_is_not_there_is_said_so(run, tmp_path):
