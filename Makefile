@@ -81,7 +81,7 @@ format: setup  ## format, and mend what can be mended without a person
 	$(BIN)/ruff format
 
 # The bars and rivals at a size of minutes; the kernels first under pytest-benchmark, which shows their spread.
-bench: setup  ## run the benchmarks at a small scale, in under ten minutes
+bench: setup  ## run the benchmarks at a small scale
 	$(BIN)/pytest tests/kernels/test_speed.py --benchmark-enable --benchmark-only -q
 	$(BIN)/python -m benchmarks --scale 0.03 --repeats 1 $(SCRATCH_OPTION) --json build/bench.json
 
