@@ -22,6 +22,7 @@ __all__ = [
     "cat_cold",
     "ckptlin",
     "copy_cold",
+    "core_commands",
     "drop_cache",
     "read_cold",
     "run_measured",
@@ -131,6 +132,18 @@ def weight_files(run: Path) -> list[str]:
 def sync_files(path: Path) -> float:
     """Time writing every file below a path back to the disk, in seconds."""
     return run_measured(["sh", "-c", f"find '{path}' -type f -exec sync {{}} +"]).elapsed_s
+
+
+def core_commands(run: str, store: str, out: str) -> dict[str, list[str]]:
+    """Return the arguments of the core path's commands, by name, in an order in which they can run."""
+    predict = ["extrapolate", store, "--step", "2000", "--out", out, "--overwrite"]
+    return {
+        "ingest": ["ingest", run, store],
+        "fit": ["fit", store],
+        "fit of the run": ["fit", run],
+        "extrapolate": predict,
+        "extrapolate, gated": [*predict, "--min-r2", "0.5"],
+    }
 
 
 def drop_cache(*paths: Path) -> None:

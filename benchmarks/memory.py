@@ -10,7 +10,7 @@ included.
 import shutil
 
 from benchmarks.command import Settings, main_of
-from benchmarks.measure import ckptlin, run_measured
+from benchmarks.measure import ckptlin, core_commands, run_measured
 from benchmarks.report import Figure, Section
 from benchmarks.scratch import num_params
 
@@ -26,11 +26,7 @@ def memory_figures(settings: Settings) -> Section:
     run, store, out = str(path), str(path.with_name("store")), str(path.with_name("out"))
     predict = ["--step", "2000", "--out", out, "--overwrite"]
     commands = {
-        "ingest": ["ingest", run, store],
-        "fit": ["fit", store],
-        "fit of the run": ["fit", run],
-        "extrapolate": ["extrapolate", store, *predict],
-        "extrapolate, gated": ["extrapolate", store, *predict, "--min-r2", "0.5"],
+        **core_commands(run, store, out),
         "extrapolate the run": ["extrapolate", run, *predict],
         "export": ["export", store, "--step", "1300", "--out", out, "--overwrite"],
         "verify": ["verify", store],

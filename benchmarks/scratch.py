@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import ckptlin, run_measured
+from benchmarks.measure import ckptlin, core_commands, run_measured
 from benchmarks.synthetic import MODELS, Architecture, make_run, tensor_specs
 
 __all__ = ["Scratch", "num_params", "scaled"]
@@ -89,12 +89,5 @@ class Scratch:
         with tempfile.TemporaryDirectory(dir=self.parent, prefix="ckptlin-bench-") as name:
             run, store, out = (str(Path(name) / part) for part in ("run", "store", "out"))
             make_run(Path(run), Architecture(16, 1, 2, 1, 32, 64), checkpoints=4)
-            predict = ["--step", "2000", "--out", out, "--overwrite"]
-            commands = {
-                "ingest": ["ingest", run, store],
-                "fit": ["fit", store],
-                "fit of the run": ["fit", run],
-                "extrapolate": ["extrapolate", store, *predict],
-                "extrapolate, gated": ["extrapolate", store, *predict, "--min-r2", "0.5"],
-            }
+            commands = core_commands(run, store, out)
             return {key: run_measured(ckptlin(*arguments)).elapsed_s for key, arguments in commands.items()}

@@ -377,7 +377,7 @@ def _run(
                 tallies[block.tensor].histogram += of_block.histogram
                 sums[block] = of_block.sums
                 samples[block] = of_block.sample
-                if writer is not None:
+                if writer is not None and executor.is_remote:
                     for key in fitter.map_keys(block).values():
                         writer.files.note(key)
                 advance(block.num_params * plan.source.tensors[block.tensor].dtype.itemsize * len(plan.rows))
