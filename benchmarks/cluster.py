@@ -80,13 +80,13 @@ def measure(assumed: Assumptions) -> ChunkCosts:
     rows = trajectory(np.random.default_rng(0), TARGET_PARAMS, speed, size)
     bits = np.stack([row.view(np.uint16) for row in rows])
     abscissa = Abscissa.of(np.arange(size) * 100)
-    data = encode_chunk(bits.copy(), _BF16, COMPRESSORS["lz4"])
+    data = encode_chunk(bits.copy(), _BF16, COMPRESSORS["pack"])
     out = np.empty_like(bits)
     coefficients = np.linspace(-1, 1.5, size)
     map_bytes = 0
 
     def ingest() -> None:
-        encode_chunk(bits.copy(), _BF16, COMPRESSORS["lz4"])
+        encode_chunk(bits.copy(), _BF16, COMPRESSORS["pack"])
 
     def fit() -> None:
         nonlocal map_bytes

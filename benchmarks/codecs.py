@@ -32,6 +32,7 @@ _CHECKPOINTS = 14
 _PARAMS = 1 << 20
 _BF16 = from_zarr("bfloat16")
 _COMPRESSORS: dict[str, Compressor] = {
+    "pack": COMPRESSORS["pack"],
     "lz4-5": COMPRESSORS["lz4"],
     "zstd-1": COMPRESSORS["zstd"],
     "zstd-3": BloscCompressor("zstd", 3),

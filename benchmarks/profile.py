@@ -19,11 +19,13 @@ from benchmarks.command import Settings, main_of
 from benchmarks.report import Figure, Section
 from benchmarks.synthetic import calibrate, trajectory
 from ckptlin.dtypes import from_zarr
+from ckptlin.kernels.bit_pack import pack, unpack
 from ckptlin.kernels.narrow import narrow
 from ckptlin.kernels.regression import Abscissa, BlockRegression
-from ckptlin.kernels.step_delta import FLOAT, delta_decode, delta_encode
+from ckptlin.kernels.step_delta import FLOAT
 from ckptlin.kernels.weighted_sum import BlockSum
-from ckptlin.store.chunk_codec import COMPRESSORS, encode_plain
+from ckptlin.store.bit_pack import BIT_PACK_MAGIC
+from ckptlin.store.chunk_codec import COMPRESSORS, encode_chunk, encode_plain
 from ckptlin.store.local_files import LocalFiles
 from ckptlin.store.metadata import MAP_COMPRESSOR
 
@@ -38,9 +40,8 @@ def profile_figures(_: Settings) -> Section:
     blosc.set_nthreads(1)
     rows = trajectory(np.random.default_rng(0), _PARAMS, calibrate(0.2, _CHECKPOINTS), _CHECKPOINTS)
     bits = np.stack([row.view(np.uint16) for row in rows])
-    delta = bits.copy()
-    delta_encode(delta, FLOAT)
-    compressed = encode_plain(delta, COMPRESSORS["lz4"])
+    compressed = encode_chunk(bits, _BF16, COMPRESSORS["pack"])
+    packed = np.frombuffer(compressed, np.uint8)[len(BIT_PACK_MAGIC) : -4]
     out, work = np.empty_like(bits), np.empty_like(bits)
     regression = BlockRegression(_BF16, Abscissa.of(np.arange(_CHECKPOINTS) * 100), _PARAMS, ("r2", "slope"))
     result, _trusted = regression.fit(bits)
@@ -67,12 +68,11 @@ def profile_figures(_: Settings) -> Section:
         parts: dict[str, Callable[[], object]] = {
             "ingest: copy 14 rows": lambda: np.copyto(work, bits),
             "ingest: crc32c of the rows": lambda: [google_crc32c.value(row.view(np.uint8)) for row in bits],
-            "ingest: step delta": lambda: delta_encode(work, FLOAT),
-            "ingest: bitshuffle and lz4": lambda: encode_plain(delta, COMPRESSORS["lz4"]),
+            "ingest: step delta and bit planes": lambda: pack(bits, FLOAT),
+            "ingest: the same, joined, crc32c": lambda: encode_chunk(bits, _BF16, COMPRESSORS["pack"]),
             "store: read a chunk": lambda: files.read("chunk"),
             "store: crc32c": lambda: google_crc32c.value(compressed[:-4]),
-            "store: lz4 and bitshuffle": lambda: blosc.decompress(compressed[:-4], out.view(np.uint8)),
-            "store: step delta": lambda: delta_decode(work, FLOAT),
+            "store: bit planes and step delta": lambda: unpack(packed, out, FLOAT),
             "fit: regression, maps in float32": lambda: regression.fit(bits),
             "fit: maps to 16 bits": narrow_maps,
             "fit: maps, bitshuffle and lz4": encode_maps,

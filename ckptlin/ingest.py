@@ -83,7 +83,7 @@ def ingest(
     base: str | os.PathLike[str] | None = None,
     replace_steps: bool = False,
     skip_incomplete: bool = False,
-    compressor: str = "lz4",
+    compressor: str = "pack",
     memory_bytes: int | None = None,
     num_workers: int | None = None,
     scheduler: str | None = None,
@@ -108,8 +108,8 @@ def ingest(
     skip_incomplete : bool
         Leave incomplete checkpoints out, and report them.
     compressor : str
-        Of a new store: ``lz4`` (fast), ``zstd`` (a third smaller, half the speed) or ``archive`` (half the
-        size, a quarter of the speed).
+        Of a new store: ``pack`` (fast), ``archive`` (half the size, written much more slowly), or one of the
+        general ones, ``lz4`` and ``zstd``.
     memory_bytes : int, optional
         Budget for resident memory; default `ckptlin.memory.default_budget`.
     num_workers : int, optional

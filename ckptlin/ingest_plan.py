@@ -95,7 +95,7 @@ def plan_ingest(
     base: str | os.PathLike[str] | None = None,
     replace_steps: bool = False,
     skip_incomplete: bool = False,
-    compressor: str = "lz4",
+    compressor: str = "pack",
     memory_bytes: int | None = None,
     num_workers: int | None = None,
     progress: Progress = NO_PROGRESS,

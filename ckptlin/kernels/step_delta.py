@@ -9,7 +9,16 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-__all__ = ["FLOAT", "SIGNED", "UNSIGNED", "delta_decode", "delta_encode"]
+__all__ = [
+    "FLOAT",
+    "SIGNED",
+    "UNSIGNED",
+    "delta_decode",
+    "delta_encode",
+    "from_ordered",
+    "order_constants",
+    "to_ordered",
+]
 
 # How bits are ordered: sign and magnitude, two's complement, plain.
 FLOAT, SIGNED, UNSIGNED = 0, 1, 2
@@ -19,7 +28,8 @@ _TILE = 4096
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _to_ordered(word: Any, x: Any, kind: int, sign: Any, top: Any) -> Any:
+def to_ordered(word: Any, x: Any, kind: int, sign: Any, top: Any) -> Any:
+    """Map bits to an unsigned integer in the order of the values (inside kernels)."""
     if kind == FLOAT:
         negative = word(word(0) - word(x >> top))
         return word(x ^ word(negative | sign))
@@ -29,7 +39,8 @@ def _to_ordered(word: Any, x: Any, kind: int, sign: Any, top: Any) -> Any:
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _from_ordered(word: Any, u: Any, kind: int, sign: Any, top: Any) -> Any:
+def from_ordered(word: Any, u: Any, kind: int, sign: Any, top: Any) -> Any:
+    """Undo `to_ordered`."""
     if kind == FLOAT:
         negative = word(word(u >> top) - word(1))
         return word(u ^ word(negative | sign))
@@ -52,8 +63,8 @@ def _encode(bits: Any, kind: int, sign: Any, top: Any) -> None:
             row = bits[t, lo:hi]
             after = bits[t + 1, lo:hi]
             for i in range(hi - lo):
-                here = _to_ordered(word, row[i], kind, sign, top)
-                there = _to_ordered(word, after[i], kind, sign, top)
+                here = to_ordered(word, row[i], kind, sign, top)
+                there = to_ordered(word, after[i], kind, sign, top)
                 d = word(here - there)
                 row[i] = word(word(d << word(1)) ^ word(word(0) - word(d >> top)))
 
@@ -70,12 +81,12 @@ def _decode(bits: Any, kind: int, sign: Any, top: Any) -> None:
             for i in range(hi - lo):
                 z = row[i]
                 d = word(word(z >> word(1)) ^ word(word(0) - word(z & word(1))))
-                there = _to_ordered(word, after[i], kind, sign, top)
-                row[i] = _from_ordered(word, word(there + d), kind, sign, top)
+                there = to_ordered(word, after[i], kind, sign, top)
+                row[i] = from_ordered(word, word(there + d), kind, sign, top)
 
 
-def _constants(bits: np.ndarray[Any, Any]) -> tuple[Any, Any]:
-    """The sign bit and its position, in the width of ``bits``."""
+def order_constants(bits: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Return the sign bit and its position, in the width of ``bits``: the kernels' last arguments."""
     word = bits.dtype.type
     top = bits.dtype.itemsize * 8 - 1
     return word(1 << top), word(top)
@@ -91,9 +102,9 @@ def delta_encode(bits: np.ndarray[Any, Any], kind: int) -> None:
     kind : int
         `FLOAT`, `SIGNED` or `UNSIGNED`: how the bits are ordered.
     """
-    _encode(bits, kind, *_constants(bits))
+    _encode(bits, kind, *order_constants(bits))
 
 
 def delta_decode(bits: np.ndarray[Any, Any], kind: int) -> None:
     """Undo `delta_encode`, in place and exactly."""
-    _decode(bits, kind, *_constants(bits))
+    _decode(bits, kind, *order_constants(bits))

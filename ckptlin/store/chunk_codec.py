@@ -4,9 +4,9 @@ The same bytes as zarr's pipeline makes of the codecs in the array's metadata (a
 copies and its event loop.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -15,11 +15,14 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
 
 from ckptlin.dtypes import TensorDType, bits_dtype
 from ckptlin.errors import CorruptChunkError
+from ckptlin.kernels.bit_pack import NO_DELTA, pack, unpack
 from ckptlin.kernels.step_delta import delta_decode, delta_encode
+from ckptlin.store.bit_pack import BIT_PACK, BIT_PACK_MAGIC
 from ckptlin.store.step_delta import CODEC_NAME, order_kind
 
 __all__ = [
     "COMPRESSORS",
+    "BitPackCompressor",
     "BloscCompressor",
     "Compressor",
     "PcodecCompressor",
@@ -39,6 +42,10 @@ _PCODEC_MAGIC = b"pco!"
 _PCODEC_PAGE_VALUES = 1 << 18
 
 
+# What a compressor makes: bytes to be written one after the other.
+Parts: TypeAlias = Sequence[bytes | memoryview]
+
+
 class Compressor(Protocol):
     """What turns the bits of a chunk into fewer bytes.  A chunk says itself how it is decompressed."""
 
@@ -49,11 +56,53 @@ class Compressor(Protocol):
     def codecs(self, dtype: TensorDType, *, delta: bool) -> list[dict[str, Any]]:
         """Return the ``codecs`` of an array's metadata, with the step delta or without."""
 
-    def compress(self, bits: np.ndarray[Any, Any]) -> bytes:
+    def compress(self, bits: np.ndarray[Any, Any]) -> Parts:
         """Compress C-contiguous bits of any shape; no checksum."""
+
+    def compress_steps(self, bits: np.ndarray[Any, Any], kind: int) -> Parts:
+        """Apply the step delta and compress; ``(steps, parameters)``, overwritten."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a store's record says of it; undone by `compressor_from_dict`."""
+
+
+def _compress_delta(compressor: Compressor, bits: np.ndarray[Any, Any], kind: int) -> Parts:
+    delta_encode(bits, kind)
+    return compressor.compress(bits)
+
+
+@dataclass(frozen=True, slots=True)
+class BitPackCompressor:
+    """Bit planes and exceptions, fused with the step delta: the default."""
+
+    @property
+    def name(self) -> str:
+        """``pack``."""
+        return "pack"
+
+    def codecs(self, dtype: TensorDType, *, delta: bool) -> list[dict[str, Any]]:
+        """Return the ``codecs`` of an array's metadata.
+
+        Raises
+        ------
+        ValueError
+            Without the delta: zarr would then give the codec floating numbers.
+        """
+        if not delta:
+            raise ValueError("bit planes stand behind the step delta only")
+        return [{"name": CODEC_NAME}, {"name": BIT_PACK}, {"name": "crc32c"}]
+
+    def compress(self, bits: np.ndarray[Any, Any]) -> Parts:
+        """Pack bits, the first axis of which counts the steps."""
+        return (BIT_PACK_MAGIC, *pack(bits.reshape(len(bits), -1), NO_DELTA))
+
+    def compress_steps(self, bits: np.ndarray[Any, Any], kind: int) -> Parts:
+        """Apply the step delta and pack, in one pass; the bits stay as they are."""
+        return (BIT_PACK_MAGIC, *pack(bits, kind))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its name as ``cname``."""
+        return {"cname": self.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +136,18 @@ class BloscCompressor:
         first = [{"name": CODEC_NAME}] if delta else []
         return [*first, bytes_codec, blosc_codec, {"name": "crc32c"}]
 
-    def compress(self, bits: np.ndarray[Any, Any]) -> bytes:
+    def compress(self, bits: np.ndarray[Any, Any]) -> Parts:
         """Compress bits; the same bytes every time.
 
         zarr, imported above, turns off blosc's own threads, which append their blocks in the order in which
         they finish.
         """
         shuffle = {"bitshuffle": blosc.BITSHUFFLE, "noshuffle": blosc.NOSHUFFLE}[self.shuffle]
-        body: bytes = blosc.compress(bits.reshape(-1), self.cname.encode(), self.clevel, shuffle, 0)
-        return body
+        return (blosc.compress(bits.reshape(-1), self.cname.encode(), self.clevel, shuffle, 0),)
+
+    def compress_steps(self, bits: np.ndarray[Any, Any], kind: int) -> Parts:
+        """Apply the step delta in place, and compress."""
+        return _compress_delta(self, bits, kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Return its fields."""
@@ -149,7 +201,7 @@ class PcodecCompressor:
         }
         return [{"name": CODEC_NAME}, pcodec_codec, {"name": "crc32c"}]
 
-    def compress(self, bits: np.ndarray[Any, Any]) -> bytes:
+    def compress(self, bits: np.ndarray[Any, Any]) -> Parts:
         """Compress bits; takes up to twice their size beside them (random bits), of real weights a third."""
         if bits.itemsize == 1:
             return self.one_byte.compress(bits)
@@ -159,8 +211,11 @@ class PcodecCompressor:
             delta_spec=DeltaSpec.none(),
             paging_spec=PagingSpec.equal_pages_up_to(self.page_values),
         )
-        body: bytes = standalone.simple_compress(bits.reshape(-1), config)
-        return body
+        return (standalone.simple_compress(bits.reshape(-1), config),)
+
+    def compress_steps(self, bits: np.ndarray[Any, Any], kind: int) -> Parts:
+        """Apply the step delta in place, and compress."""
+        return _compress_delta(self, bits, kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Return its fields, under ``cname`` ``pcodec``."""
@@ -169,6 +224,8 @@ class PcodecCompressor:
 
 def compressor_from_dict(found: Mapping[str, Any]) -> Compressor:
     """Undo a compressor's ``to_dict``; TypeError or KeyError if fields are missing or unknown."""
+    if found["cname"] == "pack":
+        return BitPackCompressor()
     if found["cname"] != "pcodec":
         return BloscCompressor(**found)
     fields = {name: value for name, value in found.items() if name != "cname"}
@@ -178,6 +235,7 @@ def compressor_from_dict(found: Mapping[str, Any]) -> Compressor:
 _ZSTD = BloscCompressor("zstd", 1)
 # Measured on one core, bf16 trajectories, 14 steps, 28% changed (docs/store-format.md).
 COMPRESSORS: dict[str, Compressor] = {
+    "pack": BitPackCompressor(),
     "lz4": BloscCompressor("lz4", 5),
     "zstd": _ZSTD,
     # Of float8 zstd-5 makes no less than zstd-1, and takes four times as long.
@@ -185,11 +243,16 @@ COMPRESSORS: dict[str, Compressor] = {
 }
 
 
+def _with_checksum(parts: Parts) -> bytes:
+    checksum = 0
+    for part in parts:
+        checksum = google_crc32c.extend(checksum, np.frombuffer(part, np.uint8))
+    return b"".join((*parts, checksum.to_bytes(_CRC_BYTES, "little")))
+
+
 def encode_plain(bits: np.ndarray[Any, Any], compressor: Compressor) -> bytes:
     """Compress C-contiguous bits of any shape and append the checksum; the same bytes every time."""
-    body = compressor.compress(bits)
-    checksum: int = google_crc32c.value(body)
-    return body + checksum.to_bytes(_CRC_BYTES, "little")
+    return _with_checksum(compressor.compress(bits))
 
 
 def encode_chunk(bits: np.ndarray[Any, Any], dtype: TensorDType, compressor: Compressor) -> bytes:
@@ -200,8 +263,7 @@ def encode_chunk(bits: np.ndarray[Any, Any], dtype: TensorDType, compressor: Com
     bits : numpy.ndarray
         ``(chunk steps, chunk parameters)`` of the bits dtype; overwritten.
     """
-    delta_encode(bits, order_kind(dtype.numpy))
-    return encode_plain(bits, compressor)
+    return _with_checksum(compressor.compress_steps(bits, order_kind(dtype.numpy)))
 
 
 def decode_plain(data: bytes, out: np.ndarray[Any, Any], what: str) -> None:
@@ -213,20 +275,35 @@ def decode_plain(data: bytes, out: np.ndarray[Any, Any], what: str) -> None:
         If the checksum fails, or the chunk has another size or cannot be decompressed; ``what`` names it in the
         message.
     """
-    body = memoryview(data)[:-_CRC_BYTES]
+    _check(data, what)
+    if data.startswith(BIT_PACK_MAGIC):
+        _unpack(data, out.reshape(len(out), -1).view(bits_dtype(out.dtype)), NO_DELTA, what)
+    elif data.startswith(_PCODEC_MAGIC):
+        _decompress_pcodec(data, out, what)
+    else:
+        _decompress_blosc(memoryview(data)[:-_CRC_BYTES], out, what)
+
+
+def _check(data: bytes, what: str) -> None:
     checksum = int.from_bytes(data[-_CRC_BYTES:], "little")
     if (
         len(data) < _MIN_BODY_BYTES + _CRC_BYTES
-        or google_crc32c.value(np.frombuffer(body, np.uint8)) != checksum
+        or google_crc32c.value(np.frombuffer(data, np.uint8)[:-_CRC_BYTES]) != checksum
     ):
         raise CorruptChunkError(
             f"{what} is corrupted: its crc32c checksum does not match; "
             "restore the file, or ingest the run into a new store"
         )
-    if data.startswith(_PCODEC_MAGIC):
-        _decompress_pcodec(data, out, what)
-    else:
-        _decompress_blosc(body, out, what)
+
+
+def _unpack(data: bytes, out: np.ndarray[Any, Any], kind: int, what: str) -> None:
+    body = np.frombuffer(data, np.uint8)[len(BIT_PACK_MAGIC) : -_CRC_BYTES]
+    try:
+        unpack(body, out, kind)
+    except ValueError as error:
+        raise CorruptChunkError(
+            f"{what} is corrupted: {error}; restore the file, or ingest the run into a new store"
+        ) from error
 
 
 def _decompress_blosc(body: memoryview, out: np.ndarray[Any, Any], what: str) -> None:
@@ -253,5 +330,10 @@ def _decompress_pcodec(data: bytes, out: np.ndarray[Any, Any], what: str) -> Non
 
 def decode_chunk(data: bytes, dtype: TensorDType, out: np.ndarray[Any, Any], what: str) -> None:
     """Undo `encode_chunk` into ``out``, ``(chunk steps, chunk parameters)`` of the bits dtype."""
+    kind = order_kind(dtype.numpy)
+    if data.startswith(BIT_PACK_MAGIC):
+        _check(data, what)
+        _unpack(data, out, kind, what)
+        return
     decode_plain(data, out, what)
-    delta_decode(out, order_kind(dtype.numpy))
+    delta_decode(out, kind)

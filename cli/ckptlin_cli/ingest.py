@@ -35,14 +35,14 @@ __all__ = ["command"]
 )
 @click.option(
     "--codec",
-    type=click.Choice(["lz4", "zstd", "archive"]),
-    help="Compressor of a new store: lz4 is fast, zstd takes a third less at half the speed, archive half.  "
-    "[default: lz4]",
+    type=click.Choice(["pack", "lz4", "zstd", "archive"]),
+    help="Compressor of a new store: pack is the fastest, archive the smallest; lz4 and zstd are general ones.  "
+    "[default: pack]",
 )
 @click.option(
     "--archive",
     is_flag=True,
-    help="The same as --codec archive: the smallest store, written at a quarter of the speed.",
+    help="The same as --codec archive: the smallest store, which takes several times as long to write.",
 )
 @memory_options
 @cluster_options
@@ -82,7 +82,7 @@ def command(
         "base": base,
         "replace_steps": replace_steps,
         "skip_incomplete": skip_incomplete,
-        "compressor": codec or ("archive" if archive else "lz4"),
+        "compressor": codec or ("archive" if archive else "pack"),
         "memory_bytes": memory,
         "num_workers": workers,
         "progress": progress,

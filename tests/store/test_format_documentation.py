@@ -13,6 +13,7 @@ from hypothesis import given
 
 from ckptlin.dtypes import from_zarr
 from ckptlin.ingest import ingest
+from ckptlin.kernels.step_delta import FLOAT, delta_encode
 from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import COMPRESSORS, encode_chunk
 from ckptlin.store.layout import blocks_of
@@ -64,14 +65,16 @@ def test_names_are_encoded_as_documented(reader, name):
 def test_the_worked_example_is_right():
     bits = EXAMPLE.view(np.uint16)
     encoded = bits.copy()
-    data = encode_chunk(encoded, from_zarr("bfloat16"), COMPRESSORS["lz4"])
+    delta_encode(encoded, FLOAT)
     ordered = np.where(bits >> 15, ~bits, bits | 0x8000).astype(np.uint16)
     for row in range(3):
         cells = [" ".join(f"{x:04x}" for x in rows[row]) for rows in (bits, ordered, encoded)]
         assert " | ".join(f"`{cell}`" for cell in cells) in PAGE
-    listing = re.search(r"The chunk's file, with lz4:\n\n(.*?)\n\n", PAGE, re.DOTALL)[1]
-    found = [re.match(r" +((?:[0-9a-f]{2} {1,2})+)", line)[1] for line in listing.splitlines()]
-    assert bytes.fromhex(" ".join(found)) == data
+    for name, heading in [("pack", "of the next section:"), ("lz4", "And with lz4:")]:
+        listing = re.search(heading + r"\n\n(.*?)\n\n", PAGE, re.DOTALL)[1]
+        found = [re.match(r" +((?:[0-9a-f]{2} {1,2})+)", line)[1] for line in listing.splitlines()]
+        data = encode_chunk(bits.copy(), from_zarr("bfloat16"), COMPRESSORS[name])
+        assert bytes.fromhex(" ".join(found)) == data
 
 
 def test_the_fingerprint_is_as_documented(make_run, tmp_path):
