@@ -1,20 +1,20 @@
 """Small integers into bit planes: the last stage of a chunk of weights, fused with the step delta.
 
-The format is specified in ``docs/store-format.md``.  Words go in groups of `GROUP` that lie side by side in a row.
-A group has a width of its own: the lowest values are stored in that many bit planes, and a value that does
-not fit follows as an exception.  Behind the step delta nearly all words are 0, 1 or 2, but a weight near zero, whose
-unit in the last place is small, moves by many of them: two planes and 4 to 12% of exceptions hold what fixed
-widths would need a byte for.
+The format is specified in ``docs/store-format.md``.  Words go in groups of `GROUP` that lie side by side in a
+row.  A group has a width of its own: the lowest values are stored in that many bit planes, and a value that
+does not fit follows as an exception.  Behind the step delta nearly all words are 0, 1 or 2, but a weight near
+zero, whose unit in the last place is small, moves by many of them: two planes and 4 to 12% of exceptions
+hold what a fixed width would need a byte for.
 
-Planes are laid out for vector instructions: bit k of word i belongs to value ``k · (number of words) + i``, so that
-each shift of a whole plane gives values that lie side by side.
+Planes are laid out for vector instructions: bit k of word i belongs to value ``k · (number of words) + i``,
+so that each shift of a whole plane gives values that lie side by side.
 """
 
 from typing import Any
 
 import numba as nb
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
 from ckptlin.kernels.step_delta import from_ordered, order_constants, to_ordered
@@ -88,13 +88,13 @@ def _undo_zigzag(word: Any, z: Any) -> Any:
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _exceptions(planes: Any, start: int, num: int, width: int, lanes: Any, stride: int, where: Any) -> int:
+def _exceptions(planes: Any, start: int, num: int, width: int, lanes: Any, stride: int, where: Any) -> Any:
     """Find the values whose bits are all set, in the order of the planes' bits.
 
-    ``planes`` are seen by 64 bits; ``num`` of them make a plane.  Up to eight a time are noted without asking how
-    many there are, since a branch that is predicted wrongly costs more than they do.
+    ``planes`` are seen by 64 bits; ``num`` of them make a plane.  Up to eight a time are noted without asking
+    how many there are, since a branch that is predicted wrongly costs more than they do.
     """
-    found = 0
+    found: Any = 0
     never_zero = np.uint64(1) << np.uint64(63)
     for q in range(num):
         mask = planes[start + q]
@@ -117,7 +117,7 @@ def _exceptions(planes: Any, start: int, num: int, width: int, lanes: Any, strid
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _choose_width(z: Any, num: int, histogram: Any) -> int:
+def _choose_width(z: Any, num: int, histogram: Any) -> Any:
     """Return the width that makes a sample of the group smallest: 0 for a list, all bits for no packing."""
     bits = _width_of(z)
     all_ones = ~np.uint64(0)
@@ -249,7 +249,9 @@ def _unpack(widths: Any, planes: Any, extra: Any, out: Any, kind: int, sign: Any
     lanes, where = np.empty(64, np.int64), np.empty(GROUP + 8, np.int64)
     stride = 64 // num_bits
     planes64 = planes.view(np.uint64)
-    group, pos, at = 0, 0, 0
+    group: Any = 0
+    pos: Any = 0
+    at: Any = 0
     last = len(extra)
     for lo in range(0, num_params, GROUP):
         size = min(GROUP, num_params - lo)
@@ -269,7 +271,7 @@ def _unpack(widths: Any, planes: Any, extra: Any, out: Any, kind: int, sign: Any
             elif width == 0:
                 if at + 2 > last:
                     return False
-                listed = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
+                listed: Any = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
                 at += 2
                 if not listed and delta:
                     row[:] = out[t + 1, lo : lo + size]
@@ -278,7 +280,7 @@ def _unpack(widths: Any, planes: Any, extra: Any, out: Any, kind: int, sign: Any
                 for _ in range(listed):
                     if at + 3 > last:
                         return False
-                    i = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
+                    position: Any = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
                     value = word(extra[at + 2])
                     at += 3
                     if value == word(_LONG):
@@ -288,9 +290,9 @@ def _unpack(widths: Any, planes: Any, extra: Any, out: Any, kind: int, sign: Any
                         for s in range(num_bytes):
                             value = word(value | word(word(extra[at + s]) << word(8 * s)))
                         at += num_bytes
-                    if i >= size:
+                    if position >= size:
                         return False
-                    z[i] = value
+                    z[position] = value
             else:
                 found = _exceptions(planes64, pos // stride, words // stride, width, lanes, stride, where)
                 if at + found > last:
@@ -333,7 +335,8 @@ def _unpack(widths: Any, planes: Any, extra: Any, out: Any, kind: int, sign: Any
                 if kind != NO_DELTA:
                     for i in range(size):
                         after[i] = to_ordered(word, z[i], kind, sign, top)
-    return pos == len(planes) and at == last
+    complete: bool = pos == len(planes) and at == last
+    return complete
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -353,9 +356,7 @@ def _unpack_planes(planes: Any, width: int, words: int, z: Any) -> None:
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _add_two_planes(
-    planes: Any, words: int, after: Any, row: Any, kind: int, sign: Any, top: Any
-) -> None:
+def _add_two_planes(planes: Any, words: int, after: Any, row: Any, kind: int, sign: Any, top: Any) -> None:
     """Unpack two planes, undo the zigzag, and add to the row after, which becomes this one."""
     word = row.dtype.type
     lowest, second = planes[:words], planes[words : 2 * words]
@@ -383,13 +384,14 @@ def pack(bits: np.ndarray[Any, Any], kind: int) -> tuple[bytes | memoryview, ...
     bits : numpy.ndarray
         Shape ``(num_rows, num_params)``, uint8, uint16, uint32 or uint64, C-contiguous; left as it is.
     kind : int
-        `step_delta.FLOAT`, `SIGNED` or `UNSIGNED`: the step delta goes first, ordered so; `NO_DELTA`: it does not.
+        `step_delta.FLOAT`, `SIGNED` or `UNSIGNED`: the step delta goes first, ordered so; `NO_DELTA`: it does
+        not.
 
     Returns
     -------
     tuple of bytes-like
-        To be joined: the length of the planes in bytes (8 bytes, little-endian), the groups' widths, padding to 8
-        bytes, the planes, the exceptions.  At most the size of ``bits`` in all, and 3 bytes a group.
+        To be joined: the length of the planes in bytes (8 bytes, little-endian), the groups' widths, padding
+        to 8 bytes, the planes, the exceptions.  At most the size of ``bits`` in all, and 3 bytes a group.
     """
     num_rows, num_params = bits.shape
     widths = np.empty(_num_groups(bits.shape), np.uint8)
@@ -400,7 +402,7 @@ def pack(bits: np.ndarray[Any, Any], kind: int) -> tuple[bytes | memoryview, ...
     planes = planes[:num_words]
     padding = bytes(-len(widths) % _ALIGN)
     length = planes.nbytes.to_bytes(8, "little")
-    return length, widths.tobytes(), padding, memoryview(planes).cast("B"), memoryview(extra[:num_extra])
+    return length, widths.tobytes(), padding, planes.data.cast("B"), extra[:num_extra].data
 
 
 def unpack(data: np.ndarray[Any, Any], out: np.ndarray[Any, Any], kind: int) -> None:

@@ -1,7 +1,7 @@
 """The zarr codec ``ckptlin.bit_pack``: small integers as bit planes and exceptions.
 
-Specified in ``docs/store-format.md``.  zarr finds it by entry point; ckptlin's own reader and writer run the same
-kernels fused with the step delta, without going through zarr's pipeline.
+Specified in ``docs/store-format.md``.  zarr finds it by entry point; ckptlin's own reader and writer run the
+same kernels fused with the step delta, without going through zarr's pipeline.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,9 @@ class BitPack(ArrayBytesCodec):
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
         bits: Any = np.ascontiguousarray(chunk_data.as_numpy_array())
         if bits.dtype.kind != "u":
-            raise ValueError(f"the codec {BIT_PACK} stands behind ckptlin.step_delta, and is not for {bits.dtype}")
+            raise ValueError(
+                f"the codec {BIT_PACK} stands behind ckptlin.step_delta, and is not for {bits.dtype}"
+            )
         bits = bits.astype(bits.dtype.newbyteorder("<"), copy=False).reshape(bits.shape[0], -1)
         return chunk_spec.prototype.buffer.from_bytes(b"".join((BIT_PACK_MAGIC, *pack(bits, NO_DELTA))))
 

@@ -36,7 +36,7 @@ __all__ = ["command"]
 @click.option(
     "--codec",
     type=click.Choice(["pack", "lz4", "zstd", "archive"]),
-    help="Compressor of a new store: pack is the fastest, archive the smallest; lz4 and zstd are general ones.  "
+    help="Compressor of a new store: pack is the fastest, archive the smallest; lz4 and zstd are general.  "
     "[default: pack]",
 )
 @click.option(

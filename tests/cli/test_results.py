@@ -165,7 +165,7 @@ def test_an_archive_is_made_by_either_option_and_shown(here):
         call("ingest", "run", name, *options)
         assert call_json("info", name)["codec"] == "archive"
     call("ingest", "run", "c.store", "--archive", "--codec", "archive")
-    assert call_json("info", "run.store")["codec"] == "lz4"
+    assert call_json("info", "run.store")["codec"] == "pack"
     message = refusal("ingest", "run", "d.store", "--archive", "--codec", "lz4")
     assert message == "--archive is --codec archive, and --codec lz4 is given as well; leave one out"
     assert not (here / "d.store").exists()

@@ -77,7 +77,9 @@ def chunks(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     # How many bits a value has is drawn for each value, from a distribution drawn for each row and group.
     groups = -(-num_params // GROUP)
-    few = rng.choice([0, 0, 1, 2, 3, width // 2, width], (num_rows, groups)).repeat(GROUP, axis=1)[:, :num_params]
+    few = rng.choice([0, 0, 1, 2, 3, width // 2, width], (num_rows, groups)).repeat(GROUP, axis=1)[
+        :, :num_params
+    ]
     many = rng.choice([0, 1, width], (num_rows, groups)).repeat(GROUP, axis=1)[:, :num_params]
     share = rng.choice([0, 0.001, 0.05, 0.5], (num_rows, groups)).repeat(GROUP, axis=1)[:, :num_params]
     num_bits = np.where(rng.random(few.shape) < share, np.maximum(few, many), few)
