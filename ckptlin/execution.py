@@ -17,16 +17,7 @@ from ckptlin.errors import InputError
 from ckptlin.memory import MemoryPlan
 from ckptlin.trajectory import Block
 
-__all__ = [
-    "Cluster",
-    "Executor",
-    "Threads",
-    "available_workers",
-    "batches",
-    "bundle_size",
-    "default_threads",
-    "open_executor",
-]
+__all__ = ["Cluster", "Executor", "Threads", "available_workers", "batches", "bundle_size", "open_executor"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,18 +29,12 @@ _GRAPH_TASKS = 512
 # Tasks for each thread of a cluster that are on their way: enough that none waits for the next.
 _IN_FLIGHT = 3
 _PATIENCE_S = 60
-_WAITING_THREADS = 2
 _TASKS_A_THREAD, _MAX_BUNDLE = 16, 8
 
 
 def available_workers() -> int:
     """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_threads() -> int:
-    """Number of threads by default: two more than processors, which wait for the disk while others compute."""
-    return available_workers() + _WAITING_THREADS
 
 
 def batches(blocks: Iterable[Block], num_params: int = _BATCH_PARAMS) -> list[tuple[Block, ...]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptlin.checkpoints import CheckpointWriter, WeightFilePlan
 from ckptlin.errors import InputError
-from ckptlin.execution import Threads, batches, default_threads
+from ckptlin.execution import Threads, available_workers, batches
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.store.store import TrajectoryStore
@@ -68,7 +68,7 @@ def export(
         default_budget() if memory_bytes is None else memory_bytes,
         "export",
         2 * store.record.chunk_steps * widest,
-        num_workers or default_threads(),
+        num_workers or available_workers(),
     )
     with CheckpointWriter(Path(out_dir), files, overwrite=overwrite) as writer:
         blocks = [block for name in store.tensors for block in store.blocks(name)]

@@ -16,7 +16,7 @@ from ckptlin.checkpoints.output_directory import check_output
 from ckptlin.checkpoints.run import PROVENANCE_NAME
 from ckptlin.dtypes import TensorDType, from_zarr, is_fitted
 from ckptlin.errors import InputError, SelectionError
-from ckptlin.execution import batches, default_threads, open_executor
+from ckptlin.execution import available_workers, batches, open_executor
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.methods import get_method
 from ckptlin.model_card import model_card, provenance
@@ -216,7 +216,7 @@ def plan_extrapolation(
             default_budget() if memory_bytes is None else memory_bytes,
             "extrapolate",
             _widest_block(source, len(rows), min_r2 is not None),
-            num_workers or default_threads(),
+            num_workers or available_workers(),
         ),
         warnings=_warnings(observed, target),
     )

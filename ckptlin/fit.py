@@ -14,7 +14,7 @@ from ckptlin.block_fit import BlockFigures, BlockFitter
 from ckptlin.checkpoints import RunTrajectories
 from ckptlin.dtypes import TensorDType, from_zarr
 from ckptlin.errors import InputError
-from ckptlin.execution import Executor, Threads, batches, default_threads, open_executor
+from ckptlin.execution import Executor, Threads, available_workers, batches, open_executor
 from ckptlin.kernels.regression import COUNT, GROUP_ROWS, BlockRegression
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.null import simulate_null
@@ -193,7 +193,7 @@ def plan_fit(
         default_budget() if memory_bytes is None else memory_bytes,
         "fit",
         max(walk_bytes, *(_block_bytes(source, t, rows, maps) for t in tensors)),
-        num_workers or default_threads(),
+        num_workers or available_workers(),
         extra_bytes=sample_bytes
         + len(tensors) * Tally.NUM_BYTES
         + _metadata_bytes(source, tensors, maps)

@@ -13,7 +13,7 @@ import numpy as np
 from ckptlin._version import __version__
 from ckptlin.checkpoints import Run, StepCheckpoint, WeightFile, check_consistent, discover
 from ckptlin.errors import CheckpointMismatchError, InputError, StepConflictError
-from ckptlin.execution import default_threads
+from ckptlin.execution import available_workers
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.naming import encode_name
 from ckptlin.progress import NO_PROGRESS, Progress
@@ -145,7 +145,7 @@ def plan_ingest(
         # The block, and at worst as much compressed, twice while the bytes are put together; of random bits the
         # archive codec takes another two blocks while it works, its result among them.
         3 * widest,
-        num_workers or default_threads(),
+        num_workers or available_workers(),
         extra_bytes=open_files(location).behind_bytes,
     )
     return IngestPlan(

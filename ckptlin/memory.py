@@ -6,15 +6,7 @@ from dataclasses import dataclass
 
 from ckptlin.errors import InputError, MemoryBudgetError
 
-__all__ = [
-    "IO_BUFFER_BYTES",
-    "MemoryPlan",
-    "available_memory",
-    "current_rss",
-    "default_budget",
-    "format_bytes",
-    "parse_bytes",
-]
+__all__ = ["MemoryPlan", "available_memory", "current_rss", "default_budget", "format_bytes", "parse_bytes"]
 
 _UNITS = {
     "": 1,
@@ -31,8 +23,6 @@ _UNITS = {
 # 310 in the process that is the first to compile the kernels of a dtype.
 FIXED_BYTES = 330 << 20
 _DEFAULT_BUDGET = 1 << 30
-# What a thread reads or writes at once past the page cache, and keeps for that.
-IO_BUFFER_BYTES = 4 << 20
 
 
 def parse_bytes(text: str) -> int:
@@ -136,7 +126,6 @@ class MemoryPlan:
             If not even one worker fits.
         """
         fixed_bytes = FIXED_BYTES + extra_bytes
-        worker_bytes += IO_BUFFER_BYTES
         affordable = (budget - fixed_bytes) // max(worker_bytes, 1)
         if affordable < 1:
             needed = fixed_bytes + worker_bytes

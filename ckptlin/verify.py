@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ckptlin.errors import CorruptChunkError, InputError, StaleFitError
-from ckptlin.execution import Threads, batches, default_threads
+from ckptlin.execution import Threads, available_workers, batches
 from ckptlin.fit import read_summary
 from ckptlin.ingest_plan import checksum, digest, fingerprint
 from ckptlin.memory import MemoryPlan, default_budget
@@ -79,7 +79,7 @@ def verify(
         default_budget() if memory_bytes is None else memory_bytes,
         "verify",
         2 * store.record.chunk_steps * widest,
-        num_workers or default_threads(),
+        num_workers or available_workers(),
     )
     blocks = [block for name in store.tensors for block in store.blocks(name)]
     tasks = [(row, batch) for row in chunk_rows for batch in batches(blocks)]

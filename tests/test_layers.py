@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"_version", "errors", "dtypes", "populations", "progress"},
     {"ckptlin", "atomic", "memory", "naming", "trajectory", "urls"},
-    {"direct_io", "kernels"},
+    {"kernels"},
     {"checkpoints", "store"},
     {"execution", "finite", "null", "selection", "source", "summary", "template"},
     {"methods"},

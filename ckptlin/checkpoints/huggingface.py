@@ -22,7 +22,6 @@ from ckptlin.checkpoints.open_files import OpenFiles, read_fully
 from ckptlin.checkpoints.safetensors_header import SafetensorsHeader, read_header
 from ckptlin.checkpoints.sidecars import find_sidecars
 from ckptlin.checkpoints.tied import find_tied
-from ckptlin.direct_io import MIN_DIRECT_BYTES, is_cached, read_direct
 from ckptlin.errors import IncompleteCheckpointError, InputError, MalformedCheckpointError, SelectionError
 from ckptlin.trajectory import TensorSpec
 
@@ -183,9 +182,7 @@ class HuggingFaceCheckpoint:
             )
 
     def prefetch(self, tensor: str, start: int, num_params: int) -> None:
-        """Ask the operating system to read these elements ahead.
-
-        Does nothing for a checkpoint at a URL, and where files are read past the system's cache.
+        """Ask the operating system to read these elements ahead; does nothing for a checkpoint at a URL.
 
         Raises
         ------
@@ -198,14 +195,7 @@ class HuggingFaceCheckpoint:
         path, begin = self._locate(tensor)
         if isinstance(path, UrlPath) or num_params == 0 or not hasattr(os, "posix_fadvise"):  # macOS has none
             return
-        # A hint: the read tells what is wrong.
-        with (
-            suppress(OSError),
-            self._open_files.borrow_direct(path) as direct,
-            self._open_files.borrow(path) as fd,
-        ):
-            if direct is not None:
-                return
+        with suppress(OSError), self._open_files.borrow(path) as fd:  # a hint; the read tells what is wrong
             os.posix_fadvise(fd, begin + start * itemsize, num_params * itemsize, os.POSIX_FADV_WILLNEED)
 
     def memmap(self, tensor: str) -> np.ndarray[Any, Any]:
@@ -253,12 +243,7 @@ class HuggingFaceCheckpoint:
             self._open_files.check_open(path)
             return path.read_into(offset, out)
         with self._open_files.borrow(path) as fd:
-            if len(out) < MIN_DIRECT_BYTES:
-                return read_fully(fd, offset, out)
-            with self._open_files.borrow_direct(path) as direct:
-                if direct is None or is_cached(fd, offset, len(out)):
-                    return read_fully(fd, offset, out)
-                return read_direct(direct, offset, out)
+            return read_fully(fd, offset, out)
 
     def _spec(self, tensor: str) -> TensorSpec:
         try:

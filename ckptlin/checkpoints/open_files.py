@@ -4,11 +4,9 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from ckptlin.direct_io import open_direct
 
 __all__ = ["OpenFiles", "read_fully"]
 
@@ -32,7 +30,7 @@ def read_fully(fd: int, offset: int, out: memoryview) -> int:
 
 @dataclass(slots=True)
 class _Entry:
-    fd: int | None
+    fd: int
     num_users: int = 0
 
 
@@ -48,7 +46,7 @@ class OpenFiles:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[Path, bool], _Entry] = OrderedDict()
+        self._entries: OrderedDict[Path, _Entry] = OrderedDict()
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -66,25 +64,13 @@ class OpenFiles:
         OSError
             If the file cannot be opened.
         """
-        with self._borrow(path, direct=False) as fd:
-            assert fd is not None  # noqa: S101 (only one past the cache may be)
-            yield fd
-
-    def borrow_direct(self, path: Path) -> AbstractContextManager[int | None]:
-        """Give a descriptor that reads past the page cache, None where there is no such thing; as `borrow`."""
-        return self._borrow(path, direct=True)
-
-    @contextmanager
-    def _borrow(self, path: Path, *, direct: bool) -> Iterator[int | None]:
-        key = (path, direct)
         with self._lock:
             self.check_open(path)
-            entry = self._entries.get(key)
+            entry = self._entries.get(path)
             if entry is None:
-                fd = open_direct(path) if direct else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                entry = self._entries[key] = _Entry(fd)
+                entry = self._entries[path] = _Entry(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             entry.num_users += 1
-            self._entries.move_to_end(key)
+            self._entries.move_to_end(path)
         try:
             yield entry.fd
         finally:
@@ -104,8 +90,6 @@ class OpenFiles:
             self._close_idle(0)
 
     def _close_idle(self, keep: int) -> None:
-        idle = [key for key, entry in self._entries.items() if entry.num_users == 0]
-        for key in idle[: max(0, len(self._entries) - keep)]:
-            fd = self._entries.pop(key).fd
-            if fd is not None:
-                os.close(fd)
+        idle = [path for path, entry in self._entries.items() if entry.num_users == 0]
+        for path in idle[: max(0, len(self._entries) - keep)]:
+            os.close(self._entries.pop(path).fd)

@@ -266,7 +266,7 @@ def encode_chunk(bits: np.ndarray[Any, Any], dtype: TensorDType, compressor: Com
     return _with_checksum(compressor.compress_steps(bits, order_kind(dtype.numpy)))
 
 
-def decode_plain(data: bytes | bytearray, out: np.ndarray[Any, Any], what: str) -> None:
+def decode_plain(data: bytes, out: np.ndarray[Any, Any], what: str) -> None:
     """Undo `encode_plain` into C-contiguous ``out``.
 
     Raises
@@ -284,7 +284,7 @@ def decode_plain(data: bytes | bytearray, out: np.ndarray[Any, Any], what: str) 
         _decompress_blosc(memoryview(data)[:-_CRC_BYTES], out, what)
 
 
-def _check(data: bytes | bytearray, what: str) -> None:
+def _check(data: bytes, what: str) -> None:
     checksum = int.from_bytes(data[-_CRC_BYTES:], "little")
     if (
         len(data) < _MIN_BODY_BYTES + _CRC_BYTES
@@ -296,7 +296,7 @@ def _check(data: bytes | bytearray, what: str) -> None:
         )
 
 
-def _unpack(data: bytes | bytearray, out: np.ndarray[Any, Any], kind: int, what: str) -> None:
+def _unpack(data: bytes, out: np.ndarray[Any, Any], kind: int, what: str) -> None:
     body = np.frombuffer(data, np.uint8)[len(BIT_PACK_MAGIC) : -_CRC_BYTES]
     try:
         unpack(body, out, kind)
@@ -313,11 +313,11 @@ def _decompress_blosc(body: memoryview, out: np.ndarray[Any, Any], what: str) ->
     blosc.decompress(body, out.view(np.uint8))
 
 
-def _decompress_pcodec(data: bytes | bytearray, out: np.ndarray[Any, Any], what: str) -> None:
+def _decompress_pcodec(data: bytes, out: np.ndarray[Any, Any], what: str) -> None:
     # pcodec takes bytes alone, and reads none behind its own end: with the checksum, they need no copy.
     bits = out.reshape(-1).view(bits_dtype(out.dtype))
     try:
-        progress = standalone.simple_decompress_into(bytes(data), bits)
+        progress = standalone.simple_decompress_into(data, bits)
     except (RuntimeError, TypeError) as error:  # damage, and numbers of another type
         raise CorruptChunkError(
             f"{what} is corrupted: {error}; restore the file, or ingest the run into a new store"
@@ -328,7 +328,7 @@ def _decompress_pcodec(data: bytes | bytearray, out: np.ndarray[Any, Any], what:
         raise CorruptChunkError(f"{what} holds {found} where {out.nbytes} were expected")
 
 
-def decode_chunk(data: bytes | bytearray, dtype: TensorDType, out: np.ndarray[Any, Any], what: str) -> None:
+def decode_chunk(data: bytes, dtype: TensorDType, out: np.ndarray[Any, Any], what: str) -> None:
     """Undo `encode_chunk` into ``out``, ``(chunk steps, chunk parameters)`` of the bits dtype."""
     kind = order_kind(dtype.numpy)
     if data.startswith(BIT_PACK_MAGIC):

@@ -31,7 +31,7 @@ class StoreFiles(Protocol):
     def generation(self) -> int | None:
         """Return what changes when another store takes this one's place."""
 
-    def read(self, key: str) -> bytes | bytearray | None:
+    def read(self, key: str) -> bytes | None:
         """Return a file's content, None if there is no such file."""
 
     def prefetch(self, key: str) -> None:

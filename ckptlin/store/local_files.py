@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ckptlin.atomic import exchange, is_disk_full, sync_directory
-from ckptlin.direct_io import read_file, write_new_file
 from ckptlin.errors import DiskFullError
 
 __all__ = ["PARTIAL_DIR", "LocalFiles"]
@@ -67,15 +66,25 @@ class LocalFiles:
         except FileNotFoundError:
             return None
 
-    def read(self, key: str) -> bytes | bytearray | None:
+    def read(self, key: str) -> bytes | None:
         """Return a file's content, None if there is no such file."""
         try:
-            return read_file(self.root / key)
+            return (self.root / key).read_bytes()
         except FileNotFoundError:
             return None
 
     def prefetch(self, key: str) -> None:
-        """Do nothing: `read` waits for the disk itself, past the cache, and more threads read than compute."""
+        """Have the system read a file into its cache, where it can, without waiting for it."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        try:
+            fd = os.open(self.root / key, os.O_RDONLY)
+        except OSError:
+            return  # whoever reads it will say what is wrong
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(fd)
 
     def exists(self, key: str) -> bool:
         """Tell whether there is a file or directory."""
@@ -213,18 +222,23 @@ class LocalFiles:
 
     def _write_unsynced(self, key: str, data: bytes) -> tuple[int, Path]:
         path = self.root / PARTIAL_DIR / f"{self._token}-{next(self._serial)}"
+        fd = -1
         try:
             self._make(path.parent)
             self._make((self.root / key).parent)
-            return write_new_file(path, data), path
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
         except OSError as error:
-            path.unlink(missing_ok=True)
+            self._drop(fd, path)
             if is_disk_full(error):
                 raise self._disk_full(key, len(data)) from error
             raise
         except BaseException:
-            path.unlink(missing_ok=True)
+            self._drop(fd, path)
             raise
+        return fd, path
 
     def _sync_and_name(self, fd: int, path: Path, key: str, num_bytes: int) -> None:
         target = self.root / key
@@ -240,6 +254,12 @@ class LocalFiles:
                 raise self._disk_full(key, num_bytes) from error
             raise
         self._touched.add(target.parent)
+
+    @staticmethod
+    def _drop(fd: int, path: Path) -> None:
+        if fd >= 0:
+            os.close(fd)
+        path.unlink(missing_ok=True)
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None

@@ -39,7 +39,7 @@ ROOT_KEY = "zarr.json"
 STEP_CHUNK = 4096
 BLOB_COMPRESSOR = BloscCompressor("zstd", 5, "noshuffle")
 STEP_COMPRESSOR = BloscCompressor("zstd", 1, "noshuffle")
-MAP_COMPRESSOR = BloscCompressor("lz4", 0, "noshuffle")
+MAP_COMPRESSOR = BloscCompressor("lz4", 5)
 # The tables of a fit's summary, one row a tensor: name to its other dimensions.
 SUMMARY_TABLES: dict[str, tuple[tuple[str, int], ...]] = {
     "counts": (("count", 8),),

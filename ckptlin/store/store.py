@@ -282,7 +282,7 @@ class TrajectoryStore:
             raise CorruptChunkError(f"{self.files.where(key)} is missing")
         decode_plain(data, out, self.files.where(key))
 
-    def _read_key(self, key: str) -> bytes | bytearray | None:
+    def _read_key(self, key: str) -> bytes | None:
         data = self.files.read(key)
         # Rows of a store that was rebuilt may be those of other steps.
         if self.files.generation() != self._generation:
@@ -316,7 +316,7 @@ def describe_steps(steps: Sequence[int]) -> str:
     return f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, {steps[0]} to {steps[-1]}"
 
 
-def _fit_id(document: bytes | bytearray) -> Any:
+def _fit_id(document: bytes) -> Any:
     """Return the id that a fit's group gives, None if it is garbled."""
     try:
         return json.loads(document)["attributes"]["ckptlin"]["id"]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ckptlin import direct_io
 from ckptlin.checkpoints import RunTrajectories, discover
 from ckptlin.errors import (
     CheckpointError,
@@ -140,7 +139,6 @@ def test_prefetching_asks_for_the_bytes_that_are_read_next(trained, monkeypatch)
         asked.append(os.pread(fd, length, offset))
 
     with monkeypatch.context() as patched:
-        patched.setattr(direct_io, "_O_DIRECT", 0)  # with it nothing is read into the system's cache
         patched.setattr(os, "posix_fadvise", record, raising=False)
         patched.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
         source.prefetch(block, [2, 1])
