@@ -39,7 +39,7 @@ _COMPRESSORS: dict[str, Compressor] = {
     "archive": COMPRESSORS["archive"],
 }
 # Raw to stored bytes with the step delta, by codec and share of weights that change.
-_BARS = {("lz4-5", 0.20): 4.0, ("lz4-5", 0.40): 3.0, ("archive", 0.20): 7.5}
+_BARS = {("pack", 0.20): 4.0, ("pack", 0.40): 3.0, ("archive", 0.20): 7.5}
 
 
 def codec_speeds(

@@ -60,7 +60,7 @@ def kernel_speeds(num_params: int) -> dict[str, float]:
         "step delta, encode": (lambda: delta_encode(delta, FLOAT), bits.nbytes),
         "step delta, decode": (lambda: delta_decode(delta, FLOAT), bits.nbytes),
         "chunk, encode": (lambda: encode_chunk(bits.copy(), dtype, COMPRESSORS["pack"]), bits.nbytes),
-        "chunk, decode (lz4)": (lambda: decode_chunk(encoded, dtype, out, "block"), bits.nbytes),
+        "chunk, decode": (lambda: decode_chunk(encoded, dtype, out, "block"), bits.nbytes),
     }
     return {name: num_bytes / best_s(function) / 1e9 for name, (function, num_bytes) in cases.items()}
 
