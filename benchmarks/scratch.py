@@ -40,6 +40,8 @@ class Scratch:
     def __enter__(self) -> "Scratch":
         # Ended by a signal, Python would not clean up.
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        if self.parent is not None:
+            self.parent.mkdir(parents=True, exist_ok=True)
         self.root = Path(tempfile.mkdtemp(prefix="ckptlin-bench-", dir=self.parent))
         self._free_bytes = shutil.disk_usage(self.root).free - _RESERVE_BYTES
         self._made: object = None
