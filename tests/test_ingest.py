@@ -567,5 +567,7 @@ def test_the_projected_peak_holds_for_weights_that_do_not_compress(tmp_path, for
     forked.call("ckptlin.ingest:ingest", small, tmp_path / "small.store", **options)
     outcome = forked.call("ckptlin.ingest:ingest", run, tmp_path / "store", **options)
     assert outcome.value["ratio"] < 1.01
-    assert outcome.peak_bytes - idle <= 2 * plan.memory.worker_bytes + (8 << 20)
+    assert outcome.peak_bytes <= plan.memory.peak_bytes
+    # Beside the blocks: what is imported and compiled on the way, which differs with what ran before.
+    assert outcome.peak_bytes - idle <= 2 * plan.memory.worker_bytes + (80 << 20)
     assert idle <= plan.memory.fixed_bytes
