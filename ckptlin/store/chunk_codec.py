@@ -61,18 +61,15 @@ class Compressor(Protocol):
 
     def compress_steps(self, bits: np.ndarray[Any, Any], kind: int) -> Parts:
         """Apply the step delta and compress; ``(steps, parameters)``, overwritten."""
+        delta_encode(bits, kind)
+        return self.compress(bits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a store's record says of it; undone by `compressor_from_dict`."""
 
 
-def _compress_delta(compressor: Compressor, bits: np.ndarray[Any, Any], kind: int) -> Parts:
-    delta_encode(bits, kind)
-    return compressor.compress(bits)
-
-
 @dataclass(frozen=True, slots=True)
-class BitPackCompressor:
+class BitPackCompressor(Compressor):
     """Bit planes and exceptions, fused with the step delta: the default."""
 
     @property
@@ -106,7 +103,7 @@ class BitPackCompressor:
 
 
 @dataclass(frozen=True, slots=True)
-class BloscCompressor:
+class BloscCompressor(Compressor):
     """A compressor of blosc's, its level and its shuffle."""
 
     cname: str
@@ -145,17 +142,13 @@ class BloscCompressor:
         shuffle = {"bitshuffle": blosc.BITSHUFFLE, "noshuffle": blosc.NOSHUFFLE}[self.shuffle]
         return (blosc.compress(bits.reshape(-1), self.cname.encode(), self.clevel, shuffle, 0),)
 
-    def compress_steps(self, bits: np.ndarray[Any, Any], kind: int) -> Parts:
-        """Apply the step delta in place, and compress."""
-        return _compress_delta(self, bits, kind)
-
     def to_dict(self) -> dict[str, Any]:
         """Return its fields."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
-class PcodecCompressor:
+class PcodecCompressor(Compressor):
     """pcodec behind the step delta, which leaves it nothing to model: no mode and no delta of its own.
 
     Attributes
@@ -212,10 +205,6 @@ class PcodecCompressor:
             paging_spec=PagingSpec.equal_pages_up_to(self.page_values),
         )
         return (standalone.simple_compress(bits.reshape(-1), config),)
-
-    def compress_steps(self, bits: np.ndarray[Any, Any], kind: int) -> Parts:
-        """Apply the step delta in place, and compress."""
-        return _compress_delta(self, bits, kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Return its fields, under ``cname`` ``pcodec``."""
@@ -284,16 +273,19 @@ def decode_plain(data: bytes, out: np.ndarray[Any, Any], what: str) -> None:
         _decompress_blosc(memoryview(data)[:-_CRC_BYTES], out, what)
 
 
+def _corrupt(what: str, reason: object) -> CorruptChunkError:
+    return CorruptChunkError(
+        f"{what} is corrupted: {reason}; restore the file, or ingest the run into a new store"
+    )
+
+
 def _check(data: bytes, what: str) -> None:
     checksum = int.from_bytes(data[-_CRC_BYTES:], "little")
     if (
         len(data) < _MIN_BODY_BYTES + _CRC_BYTES
         or google_crc32c.value(np.frombuffer(data, np.uint8)[:-_CRC_BYTES]) != checksum
     ):
-        raise CorruptChunkError(
-            f"{what} is corrupted: its crc32c checksum does not match; "
-            "restore the file, or ingest the run into a new store"
-        )
+        raise _corrupt(what, "its crc32c checksum does not match")
 
 
 def _unpack(data: bytes, out: np.ndarray[Any, Any], kind: int, what: str) -> None:
@@ -301,9 +293,7 @@ def _unpack(data: bytes, out: np.ndarray[Any, Any], kind: int, what: str) -> Non
     try:
         unpack(body, out, kind)
     except ValueError as error:
-        raise CorruptChunkError(
-            f"{what} is corrupted: {error}; restore the file, or ingest the run into a new store"
-        ) from error
+        raise _corrupt(what, error) from error
 
 
 def _decompress_blosc(body: memoryview, out: np.ndarray[Any, Any], what: str) -> None:
@@ -319,9 +309,7 @@ def _decompress_pcodec(data: bytes, out: np.ndarray[Any, Any], what: str) -> Non
     try:
         progress = standalone.simple_decompress_into(data, bits)
     except (RuntimeError, TypeError) as error:  # damage, and numbers of another type
-        raise CorruptChunkError(
-            f"{what} is corrupted: {error}; restore the file, or ingest the run into a new store"
-        ) from error
+        raise _corrupt(what, error) from error
     num_bytes = progress.n_processed * bits.itemsize
     if num_bytes != out.nbytes or not progress.finished:
         found = f"{num_bytes} bytes" if progress.finished else f"more than {num_bytes} bytes"
