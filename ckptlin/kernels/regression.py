@@ -162,7 +162,7 @@ def _ulp(value: float, epsilon: float, smallest: float) -> Any:
 
 
 @nb.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _begin(bits: Any, lo: int, hi: int, element: Any, totals: Any, group: Any, words: Any, at: int) -> None:
+def _begin(bits: Any, lo: int, hi: int, element: Any, group: Any, words: Any, at: int) -> None:
     """Start tile ``lo:hi`` from the first rows, its state at column ``at``.
 
     The pivot is the median of the first three weights: a first checkpoint that lies far from all others (the
@@ -177,11 +177,11 @@ def _begin(bits: Any, lo: int, hi: int, element: Any, totals: Any, group: Any, w
     pivot = group[0, at : at + n]
     for i in range(n):
         a, b, c = real(widen(row[i], tag)), real(widen(second[i], tag)), real(widen(third[i], tag))
-        smaller, larger = (a, b) if a < b else (b, a)
+        smaller = a if a < b else b
+        larger = a if a > b else b
         middle = larger if larger < c else c
         pivot[i] = smaller if smaller > middle else middle
     for k in range(3):
-        totals[k, at : at + n] = 0.0
         group[k + 1, at : at + n] = real(0.0)
     group[4, at : at + n] = real(np.inf)
     group[5, at : at + n] = real(-np.inf)
@@ -257,8 +257,9 @@ def _add_rows(bits: Any, lo: int, hi: int, tag: Any, x: Any, group: Any, at: int
             sum_d[i] += (da + db) + (dc + dd)
             sum_xd[i] += (xa * da + xb * db) + (xc * dc + xd * dd)
             sum_dd[i] += (da * da + db * db) + (dc * dc + dd * dd)
-            smaller, larger = (wa, wb) if wa < wb else (wb, wa)
-            smaller_after, larger_after = (wc, wd) if wc < wd else (wd, wc)
+            # A comparison for each, or LLVM makes three instructions of what the processor does in one.
+            smaller, smaller_after = wa if wa < wb else wb, wc if wc < wd else wd
+            larger, larger_after = wa if wa > wb else wb, wc if wc > wd else wd
             smaller = smaller if smaller < smaller_after else smaller_after
             larger = larger if larger > larger_after else larger_after
             low[i] = smaller if smaller < low[i] else low[i]
@@ -277,13 +278,17 @@ def _add_rows(bits: Any, lo: int, hi: int, tag: Any, x: Any, group: Any, at: int
 
 
 @nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _close_group(totals: Any, group: Any, at: int, n: int) -> None:
-    """Add the sums of a finished group to the totals."""
+def _close_group(is_first: bool, totals: Any, group: Any, at: int, n: int) -> None:
+    """Add the sums of a finished group to the totals, which are still empty before the first."""
     real = group.dtype.type
     for k in range(3):
         total, part = totals[k, at : at + n], group[k + 1, at : at + n]
-        for i in range(n):
-            total[i] += part[i]
+        if is_first:
+            for i in range(n):
+                total[i] = part[i]
+        else:
+            for i in range(n):
+                total[i] += part[i]
         group[k + 1, at : at + n] = real(0.0)
 
 
@@ -307,6 +312,7 @@ def _solve(abscissa: Any, limits: Any, totals: Any, group: Any, words: Any, at: 
     """Write R² (NaN where undefined), slope, variation and intercept of a tile to the rows of ``out``."""
     num_steps, total_x, total_xx, mean, scale = abscissa
     _, _, least = limits
+    real = out.dtype.type
     pivot, sum_d = group[0, at : at + n], totals[0, at : at + n]
     sum_xd, sum_dd = totals[1, at : at + n], totals[2, at : at + n]
     moved = words[6, at : at + n]
@@ -319,71 +325,37 @@ def _solve(abscissa: Any, limits: Any, totals: Any, group: Any, words: Any, at: 
         per_x = cov * per_xx
         ratio = per_x * (cov / var)
         defined = (moved[i] != 0) & (var > least)
-        r2[i] = (ratio if ratio < 1.0 else 1.0) if defined else np.nan
-        slope[i] = per_x * per_scale if defined else 0.0
-        variation[i] = var if defined else 0.0
-        intercept[i] = pivot[i] + d_bar - slope[i] * mean
+        steepness = per_x * per_scale if defined else 0.0
+        r2[i] = real((ratio if ratio < 1.0 else 1.0) if defined else np.nan)
+        slope[i] = real(steepness)
+        variation[i] = real(var if defined else 0.0)
+        intercept[i] = real(pivot[i] + d_bar - steepness * mean)
 
 
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
-def _total(
-    num_steps: int,
-    element: Any,
-    limits: Any,
-    totals: Any,
-    group: Any,
-    words: Any,
-    at: int,
-    n: int,
-    out: Any,
-    counts: Any,
-    sums: Any,
-) -> int:
-    """Add a tile to the counts and sums; return how many parameters cannot be trusted."""
+def _sum_up(num_steps: int, element: Any, group: Any, words: Any, at: int, n: int, out: Any, sums: Any) -> None:
+    """Add a tile to the sums; note in ``out`` who is in the paper's population."""
     tag, _, epsilon, smallest = element
-    safe_low, safe_high, _ = limits
-    first, last, moved = words[0, at : at + n], words[1, at : at + n], words[6, at : at + n]
-    fourth, sum_dd = words[5, at : at + n], totals[2, at : at + n]
+    real = out.dtype.type
+    first, last, fourth = words[0, at : at + n], words[1, at : at + n], words[5, at : at + n]
     low, high = group[4, at : at + n], group[5, at : at + n]
-    r2, variation = out[0, :n], out[2, :n]
-    unchanged = undefined = above_7 = above_9 = paper = paper_above_7 = paper_above_9 = unsafe = 0
+    r2, variation, paper = out[0, :n], out[2, :n], out[4, :n]
     sum_r2 = sum_r2_paper = update = squares = sum_variation = residual = rounding = 0.0
     for i in range(n):
         value = np.float64(widen(first[i], tag))
         change = np.float64(widen(last[i], tag)) - value
         squares += value * value
         update += change * change
-        still = moved[i] == 0
-        unchanged += still
         defined = r2[i] == r2[i]
-        undefined += (not still) & (not defined)
-        spread = np.float64(high[i]) - np.float64(low[i])
-        # Squares that are 0 although the values differ have underflowed; comparisons with NaN are false.
-        safe = (sum_dd[i] < safe_high) & ((sum_dd[i] > safe_low) | ((sum_dd[i] == 0.0) & (spread == 0.0)))
-        unsafe += (not still) & (not safe)
-        r = r2[i] if defined else 0.0
+        r = np.float64(r2[i]) if defined else 0.0
         sum_r2 += r
-        above_7 += r > 0.7
-        above_9 += r > 0.9
         sum_variation += variation[i]
         residual += variation[i] * (1.0 - r)
         ulp = _ulp(value, epsilon, smallest)
         rounding += ulp * ulp if defined else 0.0
-        in_paper = defined & (spread > PAPER_MIN_RANGE) & (fourth[i] != 0)
-        out[4, i] = in_paper
-        r = r if in_paper else 0.0
-        paper += in_paper
-        sum_r2_paper += r
-        paper_above_7 += r > 0.7
-        paper_above_9 += r > 0.9
-    counts[COUNT.params] += n
-    counts[COUNT.unchanged] += unchanged
-    counts[COUNT.undefined] += undefined
-    counts[COUNT.moved_above_7] += above_7
-    counts[COUNT.moved_above_9] += above_9
-    counts[COUNT.paper] += paper
-    counts[COUNT.paper_above_7] += paper_above_7
-    counts[COUNT.paper_above_9] += paper_above_9
+        in_paper = defined & (np.float64(high[i]) - np.float64(low[i]) > PAPER_MIN_RANGE) & (fourth[i] != 0)
+        paper[i] = real(1.0) if in_paper else real(0.0)
+        sum_r2_paper += r if in_paper else 0.0
     sums[SUM.r2_moved] += sum_r2
     sums[SUM.r2_paper] += sum_r2_paper
     sums[SUM.update] += update
@@ -391,7 +363,47 @@ def _total(
     sums[SUM.variation] += sum_variation
     sums[SUM.residual] += residual
     sums[SUM.rounding] += rounding * num_steps / 12.0
-    return unsafe
+
+
+@nb.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
+def _count(limits: Any, totals: Any, group: Any, words: Any, at: int, n: int, out: Any, counts: Any) -> int:
+    """Add a tile to the counts; return how many parameters cannot be trusted.
+
+    A tile's counts are numbers of the type that the sums are taken in, exact up to 2²⁴: whole numbers would
+    halve the width of the loop.
+    """
+    real = out.dtype.type
+    safe_low, safe_high = real(limits[0]), real(limits[1])
+    one, zero = real(1.0), real(0.0)
+    sum_dd, moved = totals[2, at : at + n], words[6, at : at + n]
+    low, high = group[4, at : at + n], group[5, at : at + n]
+    r2, paper = out[0, :n], out[4, :n]
+    unchanged = undefined = above_7 = above_9 = in_paper = paper_above_7 = paper_above_9 = unsafe = zero
+    for i in range(n):
+        still = moved[i] == 0
+        defined = r2[i] == r2[i]
+        square = real(sum_dd[i])
+        # Squares that are 0 although the values differ have underflowed; comparisons with NaN are false.
+        safe = (square < safe_high) & ((square > safe_low) | ((square == zero) & (high[i] == low[i])))
+        r = r2[i] if defined else zero
+        r_paper = r * paper[i]
+        unchanged += one if still else zero
+        undefined += zero if still | defined else one
+        unsafe += zero if still | safe else one
+        above_7 += one if r > real(0.7) else zero
+        above_9 += one if r > real(0.9) else zero
+        in_paper += paper[i]
+        paper_above_7 += one if r_paper > real(0.7) else zero
+        paper_above_9 += one if r_paper > real(0.9) else zero
+    counts[COUNT.params] += n
+    counts[COUNT.unchanged] += np.int64(unchanged)
+    counts[COUNT.undefined] += np.int64(undefined)
+    counts[COUNT.moved_above_7] += np.int64(above_7)
+    counts[COUNT.moved_above_9] += np.int64(above_9)
+    counts[COUNT.paper] += np.int64(in_paper)
+    counts[COUNT.paper_above_7] += np.int64(paper_above_7)
+    counts[COUNT.paper_above_9] += np.int64(paper_above_9)
+    return np.int64(unsafe)
 
 
 @nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -401,14 +413,14 @@ def _bin(out: Any, n: int, positions: Any, tally: Any) -> None:
     Columns: the bins of R² outside the paper's population, one for those without R², and the same inside it.
     Its two rows take turns: a count waits for the one before it where both fall into the same bin.
     """
-    r2, in_paper = out[0, :n], out[4, :n]
+    real = out.dtype.type
+    r2, paper = out[0, :n], out[4, :n]
+    last = real(NUM_BINS - 1)
     for i in range(n):
-        defined = r2[i] == r2[i]
-        scaled = r2[i] * NUM_BINS if defined else 0.0
-        position = np.int32(scaled if scaled < NUM_BINS - 1 else NUM_BINS - 1)
-        positions[i] = (position if defined else np.int32(NUM_BINS)) + np.int32(in_paper[i]) * np.int32(
-            _COLUMNS
-        )
+        scaled = r2[i] * real(NUM_BINS)
+        scaled = scaled if scaled < last else last
+        column = scaled if r2[i] == r2[i] else real(NUM_BINS)
+        positions[i] = np.int32(column) + np.int32(paper[i] * real(_COLUMNS))
     for i in range(0, n - 1, 2):
         tally[0, positions[i]] += np.int32(1)
         tally[1, positions[i + 1]] += np.int32(1)
@@ -447,9 +459,10 @@ def _finish(
 ) -> int:
     """Turn a tile's sums into figures; return how many parameters cannot be trusted."""
     n = hi - lo
-    _close_group(totals, group, at, n)
+    _close_group(abscissa[0] <= GROUP_ROWS, totals, group, at, n)
     _solve(abscissa, limits, totals, group, words, at, n, out)
-    unsafe: int = _total(abscissa[0], element, limits, totals, group, words, at, n, out, counts, sums)
+    _sum_up(abscissa[0], element, group, words, at, n, out, sums)
+    unsafe: int = _count(limits, totals, group, words, at, n, out, counts)
     _bin(out, n, positions, tally)
     if r2_map.size:
         r2_map[lo:hi] = out[0, :n]
@@ -472,9 +485,9 @@ def _accumulate_all(
     for lo in range(0, bits.shape[1], _TILE):
         hi = min(lo + _TILE, bits.shape[1])
         if num_rows == 0:
-            _begin(bits, lo, hi, element, totals, group, words, lo)
+            _begin(bits, lo, hi, element, group, words, lo)
         if closes:
-            _close_group(totals, group, lo, hi - lo)
+            _close_group(num_rows == GROUP_ROWS, totals, group, lo, hi - lo)
         if moves:
             _move_pivot(num_rows, total_x, totals, group, lo, hi - lo)
         _count_distinct(bits, lo, hi, element[1], words, lo)
@@ -496,7 +509,7 @@ def _finish_all(
     slope: Any,
     intercept: Any,
 ) -> int:
-    out = np.empty((5, _TILE), np.float64)
+    out = np.empty((5, _TILE), group.dtype)
     positions = np.empty(_TILE, np.int32)
     tally = np.zeros((2, 2 * _COLUMNS), np.int32)
     unsafe = 0
@@ -543,13 +556,13 @@ def _whole(
     """Do all at once for a block of one group, whose sums never leave the cache; ``group`` is a tile wide."""
     totals = np.empty((3, _TILE), np.float64)
     words = np.empty((7, _TILE), bits.dtype)
-    out = np.empty((5, _TILE), np.float64)
+    out = np.empty((5, _TILE), group.dtype)
     positions = np.empty(_TILE, np.int32)
     tally = np.zeros((2, 2 * _COLUMNS), np.int32)
     unsafe = 0
     for lo in range(0, bits.shape[1], _TILE):
         hi = min(lo + _TILE, bits.shape[1])
-        _begin(bits, lo, hi, element, totals, group, words, 0)
+        _begin(bits, lo, hi, element, group, words, 0)
         _count_distinct(bits, lo, hi, element[1], words, 0)
         _add_rows(bits, lo, hi, element[0], x, group, 0)
         unsafe += _finish(

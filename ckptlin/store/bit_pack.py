@@ -14,12 +14,9 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON, parse_named_configuration
 
 from ckptlin.kernels.bit_pack import NO_DELTA, pack, unpack
+from ckptlin.store.codec_names import BIT_PACK, BIT_PACK_MAGIC
 
-__all__ = ["BIT_PACK", "BIT_PACK_MAGIC", "BitPack"]
-
-BIT_PACK = "ckptlin.bit_pack"
-# Eight bytes, so that what follows lies as it would without them.
-BIT_PACK_MAGIC = b"ckptpack"
+__all__ = ["BitPack"]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from ckptlin.dtypes import TensorDType, bits_dtype
 from ckptlin.errors import CorruptChunkError
 from ckptlin.kernels.bit_pack import NO_DELTA, pack, unpack
 from ckptlin.kernels.step_delta import delta_decode, delta_encode
-from ckptlin.store.bit_pack import BIT_PACK, BIT_PACK_MAGIC
-from ckptlin.store.step_delta import CODEC_NAME, order_kind
+from ckptlin.store.codec_names import BIT_PACK, BIT_PACK_MAGIC, STEP_DELTA, order_kind
 
 __all__ = [
     "COMPRESSORS",
@@ -41,6 +40,8 @@ _PCODEC_MAGIC = b"pco!"
 # The page that numcodecs chooses; a quarter or four times as much makes chunks 0.3% larger or 0.1% smaller.
 _PCODEC_PAGE_VALUES = 1 << 18
 
+# blosc's own threads append their blocks in the order in which they finish.  (zarr turns them off as well.)
+blosc.use_threads = False
 
 # What a compressor makes: bytes to be written one after the other.
 Parts: TypeAlias = Sequence[bytes | memoryview]
@@ -87,7 +88,7 @@ class BitPackCompressor(Compressor):
         """
         if not delta:
             raise ValueError("bit planes stand behind the step delta only")
-        return [{"name": CODEC_NAME}, {"name": BIT_PACK}, {"name": "crc32c"}]
+        return [{"name": STEP_DELTA}, {"name": BIT_PACK}, {"name": "crc32c"}]
 
     def compress(self, bits: np.ndarray[Any, Any]) -> Parts:
         """Pack bits, the first axis of which counts the steps."""
@@ -130,15 +131,11 @@ class BloscCompressor(Compressor):
                 "blocksize": 0,
             },
         }
-        first = [{"name": CODEC_NAME}] if delta else []
+        first = [{"name": STEP_DELTA}] if delta else []
         return [*first, bytes_codec, blosc_codec, {"name": "crc32c"}]
 
     def compress(self, bits: np.ndarray[Any, Any]) -> Parts:
-        """Compress bits; the same bytes every time.
-
-        zarr, imported above, turns off blosc's own threads, which append their blocks in the order in which
-        they finish.
-        """
+        """Compress bits; the same bytes every time."""
         shuffle = {"bitshuffle": blosc.BITSHUFFLE, "noshuffle": blosc.NOSHUFFLE}[self.shuffle]
         return (blosc.compress(bits.reshape(-1), self.cname.encode(), self.clevel, shuffle, 0),)
 
@@ -192,7 +189,7 @@ class PcodecCompressor(Compressor):
                 "equal_pages_up_to": self.page_values,
             },
         }
-        return [{"name": CODEC_NAME}, pcodec_codec, {"name": "crc32c"}]
+        return [{"name": STEP_DELTA}, pcodec_codec, {"name": "crc32c"}]
 
     def compress(self, bits: np.ndarray[Any, Any]) -> Parts:
         """Compress bits; takes up to twice their size beside them (random bits), of real weights a third."""

@@ -15,18 +15,10 @@ from zarr.core.common import JSON, parse_named_configuration
 from zarr.core.dtype import get_data_type_from_native_dtype
 
 from ckptlin.dtypes import DTYPES, bits_dtype
-from ckptlin.kernels.step_delta import FLOAT, SIGNED, UNSIGNED, delta_decode, delta_encode
+from ckptlin.kernels.step_delta import delta_decode, delta_encode
+from ckptlin.store.codec_names import STEP_DELTA, order_kind
 
-__all__ = ["CODEC_NAME", "StepDelta", "order_kind"]
-
-CODEC_NAME = "ckptlin.step_delta"
-
-
-def order_kind(dtype: np.dtype[Any]) -> int:
-    """Tell how the bits of a dtype are ordered: the argument of the kernels."""
-    if dtype.kind in "ub":
-        return UNSIGNED
-    return SIGNED if dtype.kind == "i" else FLOAT
+__all__ = ["StepDelta"]
 
 
 @dataclass(frozen=True)
@@ -38,20 +30,20 @@ class StepDelta(ArrayArrayCodec):
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
         """Read the codec's metadata; it has no configuration."""
-        parse_named_configuration(data, CODEC_NAME, require_configuration=False)
+        parse_named_configuration(data, STEP_DELTA, require_configuration=False)
         return cls()
 
     def to_dict(self) -> dict[str, JSON]:
         """Return the codec's metadata."""
-        return {"name": CODEC_NAME}
+        return {"name": STEP_DELTA}
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         """Refuse an array that the codec is not defined for: one without dimensions, or of another dtype."""
         native = dtype.to_native_dtype()
         if native.newbyteorder("<") not in {d.numpy for d in DTYPES}:
-            raise ValueError(f"the codec {CODEC_NAME} is not defined for arrays of {native}")
+            raise ValueError(f"the codec {STEP_DELTA} is not defined for arrays of {native}")
         if not shape:
-            raise ValueError(f"the codec {CODEC_NAME} needs an array with at least one dimension")
+            raise ValueError(f"the codec {STEP_DELTA} needs an array with at least one dimension")
 
     def resolve_metadata(self, chunk_spec: ArraySpec) -> ArraySpec:
         """Tell the next codec that it gets unsigned integers."""

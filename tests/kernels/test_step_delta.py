@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ckptlin.dtypes import DTYPES, from_zarr
 from ckptlin.kernels.step_delta import FLOAT, SIGNED, UNSIGNED, delta_decode, delta_encode
-from ckptlin.store.step_delta import order_kind
+from ckptlin.store.codec_names import order_kind
 from tests.strategies import special_bits, trajectories
 
 FLOATS = [dtype for dtype in DTYPES if dtype.is_float]

@@ -7,7 +7,8 @@ import zarr
 
 from ckptlin.dtypes import DTYPES
 from ckptlin.store import zarr_plugin  # noqa: F401 (arrays are opened by themselves here)
-from ckptlin.store.step_delta import CODEC_NAME, StepDelta
+from ckptlin.store.codec_names import STEP_DELTA
+from ckptlin.store.step_delta import StepDelta
 from tests.strategies import special_bits
 
 
@@ -31,7 +32,7 @@ def test_an_array_of_any_element_type_comes_back_bit_for_bit(tmp_path, dtype):
     array = saved(tmp_path / "a", values, (4, 3))
     np.testing.assert_array_equal(array[:].view(dtype.bits), values.view(dtype.bits))
     codecs = json.loads((tmp_path / "a/zarr.json").read_text())["codecs"]
-    assert codecs[0] == {"name": CODEC_NAME}
+    assert codecs[0] == {"name": STEP_DELTA}
 
 
 def test_rows_may_be_overwritten_and_read_one_by_one(tmp_path):
@@ -56,7 +57,7 @@ def test_the_memory_layout_of_what_is_written_does_not_matter(tmp_path, layout):
 
 @pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", "S4"])
 def test_other_element_types_are_refused(tmp_path, dtype):
-    with pytest.raises(ValueError, match=f"{CODEC_NAME} is not defined for arrays of"):
+    with pytest.raises(ValueError, match=f"{STEP_DELTA} is not defined for arrays of"):
         zarr.create_array(tmp_path / "a", shape=(4,), chunks=(4,), dtype=dtype, filters=[StepDelta()])
 
 
@@ -66,8 +67,8 @@ def test_an_array_without_dimensions_is_refused(tmp_path):
 
 
 def test_a_configuration_is_not_expected():
-    assert StepDelta.from_dict({"name": CODEC_NAME}) == StepDelta()
-    assert StepDelta.from_dict({"name": CODEC_NAME, "configuration": {}}) == StepDelta()
+    assert StepDelta.from_dict({"name": STEP_DELTA}) == StepDelta()
+    assert StepDelta.from_dict({"name": STEP_DELTA, "configuration": {}}) == StepDelta()
     with pytest.raises(ValueError, match="zstd"):
         StepDelta.from_dict({"name": "zstd"})
 
