@@ -24,8 +24,8 @@ from ckptlin.kernels.narrow import narrow
 from ckptlin.kernels.regression import Abscissa, BlockRegression
 from ckptlin.kernels.step_delta import FLOAT
 from ckptlin.kernels.weighted_sum import BlockSum
-from ckptlin.store.codec_names import BIT_PACK_MAGIC
 from ckptlin.store.chunk_codec import COMPRESSORS, encode_chunk, encode_plain
+from ckptlin.store.codec_names import BIT_PACK_MAGIC
 from ckptlin.store.local_files import LocalFiles
 from ckptlin.store.metadata import MAP_COMPRESSOR
 

@@ -1,6 +1,7 @@
 """The part of a fit that runs wherever blocks are read: regression, maps, samples."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from ckptlin.kernels.regression import Abscissa, BlockFit, BlockRegression
 from ckptlin.naming import encode_name
 from ckptlin.selection import row_groups
 from ckptlin.store.chunk_codec import encode_plain
+from ckptlin.store.codec_names import order_kind
 from ckptlin.store.files import StoreFiles
 from ckptlin.store.metadata import MAP_COMPRESSOR
 from ckptlin.store.store import TrajectoryStore, chunk_key
-from ckptlin.trajectory import Block, thread_buffer
+from ckptlin.trajectory import Block, TensorSpec, thread_buffer
 
 __all__ = ["BlockFigures", "BlockFitter"]
 
@@ -115,6 +117,16 @@ class BlockFitter:
         regression = BlockRegression(spec.dtype, self._abscissa, block.num_params, self._maps, careful=careful)
         share = -(-self._sample_size * block.num_params // spec.num_params)
         columns = np.linspace(0, block.num_params - 1, min(share, block.num_params)).astype(np.int64)
+        # Weights of a careful fit are rare, and messages about damage name the chunk: both come unpacked.
+        chunks = None if careful else self._packed_chunks(block, spec)
+        if chunks is not None:
+            store = self._source
+            assert isinstance(store, TrajectoryStore)  # noqa: S101 (a run is not packed)
+            first = self._rows[0] - self._rows[0] % store.record.chunk_steps
+            rows = (self._rows[0] - first, self._rows[-1] + 1 - first)
+            shape = (store.record.chunk_steps, store.chunk_params(block.tensor))
+            with suppress(ValueError):
+                return regression.fit_packed(chunks, shape, order_kind(spec.dtype.numpy), rows, columns)
         if len(self._groups) == 1:
             bits = self._source.read_block(block, self._groups[0], thread_buffer())
             result, trusted = regression.fit(bits)
@@ -126,6 +138,32 @@ class BlockFitter:
             regression.add(bits)
         result, trusted = regression.finish()
         return result, trusted, np.concatenate(sampled)
+
+    def _packed_chunks(self, block: Block, spec: TensorSpec) -> list[np.ndarray[Any, Any]] | None:
+        """Read a block's chunks as they were packed, for a fit of consecutive steps.
+
+        None if they are not packed, or would take more memory together than unpacked one by one with the sums
+        between them, which is what was planned for.
+        """
+        store = self._source
+        if not isinstance(store, TrajectoryStore) or store.record.compressor.name != "pack":
+            return None
+        if self._rows != tuple(range(self._rows[0], self._rows[-1] + 1)):
+            return None
+        size = store.record.chunk_steps
+        chunk_rows = range(self._rows[0] // size, self._rows[-1] // size + 1)
+        per_param = 2 * size * spec.dtype.itemsize + BlockRegression.state_bytes(spec.dtype)
+        room = per_param * store.chunk_params(block.tensor)
+        chunks = []
+        for chunk_row in chunk_rows:
+            chunk = store.read_packed(block, chunk_row)
+            if chunk is None:
+                return None
+            chunks.append(chunk)
+            # They are laid out one behind the other, which takes their size again.
+            if len(chunk_rows) > 1 and 2 * sum(c.size for c in chunks) > room:
+                return None
+        return chunks
 
     def _write_maps(self, block: Block, result: BlockFit) -> None:
         if self._files is None:

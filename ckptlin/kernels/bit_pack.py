@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from ckptlin.kernels.step_delta import from_ordered, order_constants, to_ordered
 
-__all__ = ["GROUP", "NO_DELTA", "pack", "unpack"]
+__all__ = ["GROUP", "NO_DELTA", "pack", "sections_of", "unpack", "unpack_group", "unpack_scratch"]
 
 # Values of a group.  A row of a group and its successor stay in the L1 cache, whatever their width.
 GROUP = 1024
@@ -174,6 +174,19 @@ def _pack_planes(z: Any, num: int, width: int, low: Any, planes: Any) -> None:
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _lane_table(word_bits: int, size: int, lanes: Any) -> tuple[int, int]:
+    """Fill ``lanes``, ``(64,) int64``: the value that bit r of a plane's first 64 bits belongs to.
+
+    Returns how many values a group of ``size`` takes with its padding, and how many words its planes have.
+    """
+    num = (size + 63) // 64 * 64
+    words = num // word_bits
+    for r in range(64):
+        lanes[r] = (r % word_bits) * words + r // word_bits
+    return num, words
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _pack(bits: Any, kind: int, sign: Any, top: Any, widths: Any, planes: Any, extra: Any) -> tuple[int, int]:
     """Fill the three sections; return how many words of planes and bytes of exceptions they took."""
     word = bits.dtype.type
@@ -188,10 +201,7 @@ def _pack(bits: Any, kind: int, sign: Any, top: Any, widths: Any, planes: Any, e
     group, pos, end = 0, 0, 0
     for lo in range(0, num_params, GROUP):
         size = min(GROUP, num_params - lo)
-        num = (size + 63) // 64 * 64
-        words = num // num_bits
-        for r in range(64):
-            lanes[r] = (r % num_bits) * words + r // num_bits
+        num, words = _lane_table(num_bits, size, lanes)
         z[size:] = word(0)
         for t in range(num_rows - 1, -1, -1):
             row = bits[t, lo : lo + size]
@@ -239,103 +249,152 @@ def _pack(bits: Any, kind: int, sign: Any, top: Any, widths: Any, planes: Any, e
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _unpack(widths: Any, planes: Any, extra: Any, out: Any, kind: int, sign: Any, top: Any) -> bool:
-    """Undo `_pack`; False if the sections do not hold just as much as ``out`` takes."""
+def unpack_group(
+    sections: Any,
+    cursor: Any,
+    order: Any,
+    scratch: Any,
+    out: Any,
+    first_row: int,
+    num_rows: int,
+    lo: int,
+    size: int,
+) -> bool:
+    """Undo the packing of one group of columns, the last row first; False if the sections hold something else.
+
+    Parameters
+    ----------
+    sections : tuple of numpy.ndarray
+        Widths ``uint8``, planes in words, the same planes ``uint64``, exceptions ``uint8``.
+    cursor : numpy.ndarray
+        ``(3,) int64``: the group's number, its first word of planes, its first byte of exceptions; moved on.
+    order : tuple
+        Kind, sign and top of `step_delta`.
+    scratch : tuple of numpy.ndarray
+        As `unpack_scratch` makes them.
+    out : numpy.ndarray
+        Words; rows ``first_row`` to ``first_row + num_rows`` of the columns ``lo`` to ``lo + size`` are written.
+    """
+    widths, planes, planes64, extra = sections
+    kind, sign, top = order
+    z, after, lanes, where = scratch
     word = out.dtype.type
     num_bits = _width_of(out)
     num_bytes = num_bits // 8
-    num_rows, num_params = out.shape
-    z, after = np.zeros(GROUP, word), np.zeros(GROUP, word)
-    lanes, where = np.empty(64, np.int64), np.empty(GROUP + 8, np.int64)
     stride = 64 // num_bits
-    planes64 = planes.view(np.uint64)
-    group: Any = 0
-    pos: Any = 0
-    at: Any = 0
+    num, words = _lane_table(num_bits, size, lanes)
+    group: Any = cursor[0]
+    pos: Any = cursor[1]
+    at: Any = cursor[2]
     last = len(extra)
+    for t in range(first_row + num_rows - 1, first_row - 1, -1):
+        row = out[t, lo : lo + size]
+        width = np.int64(widths[group])
+        group += 1
+        if width > num_bits or pos + width * words > len(planes):
+            return False
+        delta = kind != NO_DELTA and t != first_row + num_rows - 1
+        if width == num_bits:
+            z[:num] = planes[pos : pos + num]
+        elif width == 0:
+            if at + 2 > last:
+                return False
+            listed: Any = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
+            at += 2
+            if not listed and delta:
+                row[:] = out[t + 1, lo : lo + size]
+                continue
+            z[:num] = word(0)
+            for _ in range(listed):
+                if at + 3 > last:
+                    return False
+                position: Any = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
+                value = word(extra[at + 2])
+                at += 3
+                if value == word(_LONG):
+                    if at + num_bytes > last:
+                        return False
+                    value = _long_value(word, extra, at, num_bytes)
+                    at += num_bytes
+                if position >= size:
+                    return False
+                z[position] = value
+        else:
+            found = _exceptions(planes64, pos // stride, words // stride, width, lanes, stride, where)
+            if at + found > last:
+                return False
+            largest = word((np.uint64(1) << np.uint64(width)) - np.uint64(1))
+            # Two planes are what most groups have.  Their exceptions go into the row after first, so that
+            # the planes themselves need not be written out before they are added to it.
+            fused = delta and width == 2 and size == num
+            in_place = _undo_zigzag(word, largest)
+            if not fused:
+                _unpack_planes(planes[pos : pos + width * words], width, words, z)
+            for i in range(found):
+                value = word(extra[at])
+                at += 1
+                if value == word(_LONG):
+                    if at + num_bytes + found - i - 1 > last:
+                        return False
+                    value = _long_value(word, extra, at, num_bytes)
+                    at += num_bytes
+                value = word(largest + value)
+                j = where[i]
+                if fused:
+                    after[j] = word(after[j] + word(_undo_zigzag(word, value) - in_place))
+                else:
+                    z[j] = value
+            if fused:
+                _add_two_planes(planes[pos : pos + 2 * words], words, after, row, kind, sign, top)
+                pos += width * words
+                continue
+        pos += width * words
+        if delta:
+            for i in range(size):
+                u = word(after[i] + _undo_zigzag(word, z[i]))
+                after[i] = u
+                row[i] = from_ordered(word, u, kind, sign, top)
+        else:
+            row[:] = z[:size]
+            if kind != NO_DELTA:
+                for i in range(size):
+                    after[i] = to_ordered(word, z[i], kind, sign, top)
+    cursor[0], cursor[1], cursor[2] = group, pos, at
+    return True
+
+
+@nb.njit(inline="always")  # type: ignore[untyped-decorator]
+def _long_value(word: Any, extra: Any, at: int, num_bytes: int) -> Any:
+    """Read a whole word from the exceptions."""
+    value = word(0)
+    for s in range(num_bytes):
+        value = word(value | word(word(extra[at + s]) << word(8 * s)))
+    return value
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def unpack_scratch(out: Any) -> tuple[Any, Any, Any, Any]:
+    """Return what `unpack_group` works in: two rows of words, the lanes, the places of exceptions."""
+    return (
+        np.zeros(GROUP, out.dtype),
+        np.zeros(GROUP, out.dtype),
+        np.empty(64, np.int64),
+        np.empty(GROUP + 8, np.int64),
+    )
+
+
+@nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _unpack(widths: Any, planes: Any, extra: Any, out: Any, kind: int, sign: Any, top: Any) -> bool:
+    """Undo `_pack`; False if the sections do not hold just as much as ``out`` takes."""
+    num_rows, num_params = out.shape
+    sections = (widths, planes, planes.view(np.uint64), extra)
+    cursor = np.zeros(3, np.int64)
+    scratch = unpack_scratch(out)
     for lo in range(0, num_params, GROUP):
         size = min(GROUP, num_params - lo)
-        num = (size + 63) // 64 * 64
-        words = num // num_bits
-        for r in range(64):
-            lanes[r] = (r % num_bits) * words + r // num_bits
-        for t in range(num_rows - 1, -1, -1):
-            row = out[t, lo : lo + size]
-            width = np.int64(widths[group])
-            group += 1
-            if width > num_bits or pos + width * words > len(planes):
-                return False
-            delta = kind != NO_DELTA and t != num_rows - 1
-            if width == num_bits:
-                z[:num] = planes[pos : pos + num]
-            elif width == 0:
-                if at + 2 > last:
-                    return False
-                listed: Any = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
-                at += 2
-                if not listed and delta:
-                    row[:] = out[t + 1, lo : lo + size]
-                    continue
-                z[:num] = word(0)
-                for _ in range(listed):
-                    if at + 3 > last:
-                        return False
-                    position: Any = np.int64(extra[at]) | np.int64(extra[at + 1]) << 8
-                    value = word(extra[at + 2])
-                    at += 3
-                    if value == word(_LONG):
-                        if at + num_bytes > last:
-                            return False
-                        value = word(0)
-                        for s in range(num_bytes):
-                            value = word(value | word(word(extra[at + s]) << word(8 * s)))
-                        at += num_bytes
-                    if position >= size:
-                        return False
-                    z[position] = value
-            else:
-                found = _exceptions(planes64, pos // stride, words // stride, width, lanes, stride, where)
-                if at + found > last:
-                    return False
-                largest = word((np.uint64(1) << np.uint64(width)) - np.uint64(1))
-                # Two planes are what most groups have.  Their exceptions go into the row after first, so that
-                # the planes themselves need not be written out before they are added to it.
-                fused = delta and width == 2 and size == num
-                in_place = _undo_zigzag(word, largest)
-                if not fused:
-                    _unpack_planes(planes[pos : pos + width * words], width, words, z)
-                for i in range(found):
-                    value = word(extra[at])
-                    at += 1
-                    if value == word(_LONG):
-                        if at + num_bytes + found - i - 1 > last:
-                            return False
-                        value = word(0)
-                        for s in range(num_bytes):
-                            value = word(value | word(word(extra[at + s]) << word(8 * s)))
-                        at += num_bytes
-                    value = word(largest + value)
-                    j = where[i]
-                    if fused:
-                        after[j] = word(after[j] + word(_undo_zigzag(word, value) - in_place))
-                    else:
-                        z[j] = value
-                if fused:
-                    _add_two_planes(planes[pos : pos + 2 * words], words, after, row, kind, sign, top)
-                    pos += width * words
-                    continue
-            pos += width * words
-            if delta:
-                for i in range(size):
-                    u = word(after[i] + _undo_zigzag(word, z[i]))
-                    after[i] = u
-                    row[i] = from_ordered(word, u, kind, sign, top)
-            else:
-                row[:] = z[:size]
-                if kind != NO_DELTA:
-                    for i in range(size):
-                        after[i] = to_ordered(word, z[i], kind, sign, top)
-    complete: bool = pos == len(planes) and at == last
+        if not unpack_group(sections, cursor, (kind, sign, top), scratch, out, 0, num_rows, lo, size):
+            return False
+    complete: bool = cursor[1] == len(planes) and cursor[2] == len(extra)
     return complete
 
 
@@ -420,13 +479,26 @@ def unpack(data: np.ndarray[Any, Any], out: np.ndarray[Any, Any], kind: int) -> 
     ValueError
         If ``data`` is not what `pack` makes of words of this shape and width.
     """
+    widths, planes, extra = sections_of(data, out.shape, out.dtype)
+    if not _unpack(widths, planes, extra, out, kind, *order_constants(out)):
+        raise ValueError("the bit planes hold other numbers than were expected")
+
+
+def sections_of(
+    data: np.ndarray[Any, Any], shape: tuple[int, int], dtype: np.dtype[Any]
+) -> tuple[Any, Any, Any]:
+    """Find the three sections of what `pack` made of words of a shape: widths, planes and exceptions.
+
+    Raises
+    ------
+    ValueError
+        If the planes do not end where they could.
+    """
     if data.ctypes.data % _ALIGN:
         data = data.copy()
-    num_widths = _num_groups(out.shape)
+    num_widths = _num_groups(shape)
     start = _ALIGN + num_widths + -num_widths % _ALIGN
     stop = start + int.from_bytes(data[:_ALIGN].tobytes(), "little")
     if not start <= stop <= len(data) or (stop - start) % _ALIGN:
         raise ValueError("the bit planes do not end where they should")
-    widths, planes = data[_ALIGN : _ALIGN + num_widths], data[start:stop].view(out.dtype)
-    if not _unpack(widths, planes, data[stop:], out, kind, *order_constants(out)):
-        raise ValueError("the bit planes hold other numbers than were expected")
+    return data[_ALIGN : _ALIGN + num_widths], data[start:stop].view(dtype), data[stop:]

@@ -15,17 +15,34 @@ in, the same sums are taken in the same order, to the last bit.
 Work goes tile by tile: a tile's rows and sums stay in the L1 cache, so a block is read from memory once.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba as nb
 import numpy as np
 
 from ckptlin.dtypes import TensorDType
-from ckptlin.kernels.widen import TAGS, float64_bits, float64_of_bits, widen
-from ckptlin.populations import PAPER_MIN_DISTINCT, PAPER_MIN_RANGE
+from ckptlin.kernels.packed_regression import fit_packed, lay_out
+from ckptlin.kernels.regression_tile import (
+    COUNT,
+    GROUP_ROWS,
+    NUM_BINS,
+    SUM,
+    TILE,
+    accumulate_rows,
+    add_tally,
+    begin,
+    close_group,
+    finish,
+    fit_tile,
+    move_pivot,
+    tile_scratch,
+    tile_state,
+)
+from ckptlin.kernels.step_delta import order_constants
+from ckptlin.kernels.widen import TAGS
 
 __all__ = [
     "COUNT",
@@ -37,53 +54,9 @@ __all__ = [
     "BlockRegression",
 ]
 
-GROUP_ROWS = 16
-NUM_BINS = 1000
-_TILE = 1024
 _PASS_ROWS = 4
-_COLUMNS = NUM_BINS + 1
 # Squares below the first lose digits to subnormals, above the second to infinity.
 _SAFE_SQUARES = {np.float32: (1e-26, 1e32), np.float64: (1e-280, 1e300)}
-assert PAPER_MIN_DISTINCT == 4  # noqa: S101 (the distinct counter below holds three values)
-
-
-class _Count(NamedTuple):
-    """Indices into `BlockFit.counts`.
-
-    ``unchanged``: same bits in every row.  ``undefined``: bits changed but the value did not (±0).
-    """
-
-    params: int = 0
-    unchanged: int = 1
-    undefined: int = 2
-    moved_above_7: int = 3
-    moved_above_9: int = 4
-    paper: int = 5
-    paper_above_7: int = 6
-    paper_above_9: int = 7
-
-
-COUNT = _Count()
-
-
-class _Sum(NamedTuple):
-    """Indices into `BlockFit.sums`: float64 totals over the block.
-
-    ``r2_moved``, ``r2_paper``: of R² over each population.  ``update``: (last − first)².  ``first``:
-    first².  ``variation``: squared deviations from the mean.  ``residual``: squared residuals;
-    ``rounding``: what rounding to the element type alone adds to them, T·ulp²/12 for each that moved.
-    """
-
-    r2_moved: int = 0
-    r2_paper: int = 1
-    update: int = 2
-    first: int = 3
-    variation: int = 4
-    residual: int = 5
-    rounding: int = 6
-
-
-SUM = _Sum()
 
 
 @dataclass(frozen=True)
@@ -116,6 +89,12 @@ class Abscissa:
         x = self.x.astype(np.float64)
         return x.size, float(x.sum()), float(((x - x.mean()) ** 2).sum()), self.mean, self.scale
 
+    @cached_property
+    def sums(self) -> np.ndarray[Any, Any]:
+        """Σx of the rows before each group, ``(num_groups,) float64``."""
+        starts = range(0, self.x.size, GROUP_ROWS)
+        return np.array([self.x[:n].sum(dtype=np.float64) for n in starts])
+
 
 @dataclass(frozen=True)
 class BlockFit:
@@ -141,450 +120,62 @@ class BlockFit:
     intercept: np.ndarray[Any, Any] | None
 
 
-@nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _ulp(value: float, epsilon: float, smallest: float) -> Any:
-    """One unit in the last place of a value of the element type."""
-    power = float64_of_bits(float64_bits(value) & np.uint64(0x7FF0_0000_0000_0000))
-    return max(power * epsilon, smallest)
-
-
-# Between calls a parameter's state is a column of three arrays.  ``totals``, ``(3, n) float64``: Σd, Σxd and
-# Σd² of all finished groups.  ``group``, ``(6, n)``: the pivot, the same sums of the group under way, the
-# lowest and the highest value; its dtype, float32 or float64, is what sums are taken in.  ``words``, ``(7, n)``
-# of the bits dtype: the first and the last bits; of the distinct values the first, the latest and the one
-# before that; what tells that a fourth came (not 0); the bits that changed.
-#
-# ``element`` is what an element type is to a kernel: (tag, sign bit, unit in the last place of 1, smallest
-# spacing).  ``limits``: the two between which Σd² can be trusted, and the least variation that has an R².
-#
-# Rows are sliced as ``array[t, lo:hi]``: numba types that as contiguous, and only then does LLVM vectorise
-# (measured: 8 to 10 times the speed of slicing two dimensions first).
-
-
-@nb.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _begin(bits: Any, lo: int, hi: int, element: Any, group: Any, words: Any, at: int) -> None:
-    """Start tile ``lo:hi`` from the first rows, its state at column ``at``.
-
-    The pivot is the median of the first three weights: a first checkpoint that lies far from all others (the
-    base model) would double the error.
-    """
-    n = hi - lo
-    word = bits.dtype.type
-    real = group.dtype.type
-    tag, sign, _, _ = element
-    num_rows = bits.shape[0]
-    row, second, third = bits[0, lo:hi], bits[min(1, num_rows - 1), lo:hi], bits[min(2, num_rows - 1), lo:hi]
-    pivot = group[0, at : at + n]
-    for i in range(n):
-        a, b, c = real(widen(row[i], tag)), real(widen(second[i], tag)), real(widen(third[i], tag))
-        smaller = a if a < b else b
-        larger = a if a > b else b
-        middle = larger if larger < c else c
-        pivot[i] = smaller if smaller > middle else middle
-    for k in range(3):
-        group[k + 1, at : at + n] = real(0.0)
-    group[4, at : at + n] = real(np.inf)
-    group[5, at : at + n] = real(-np.inf)
-    words[0, at : at + n] = row
-    base, latest, before = words[2, at : at + n], words[3, at : at + n], words[4, at : at + n]
-    for i in range(n):
-        base[i] = word(row[i] & word(word(0) - word(row[i] != sign)))
-        latest[i] = before[i] = base[i]
-    words[5, at : at + n] = word(0)
-    words[6, at : at + n] = word(0)
-
-
-@nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _see(word: Any, raw: Any, sign: Any, base: Any, latest: Any, before: Any, fourth: Any) -> Any:
-    """Look at one more value: return the latest distinct value, the one before, and whether a fourth came.
-
-    A value that is none of those kept pushes them down; it is a fourth (or seen before, after a fourth came) if
-    the place that it pushes out of was taken.  Masks instead of branches, or LLVM does not vectorise.
-    """
-    value = word(raw & word(word(0) - word(raw != sign)))
-    fresh = word(word(0) - word((value != base) & (value != latest) & (value != before)))
-    fourth = word(fourth | word(fresh & word(before ^ base)))
-    before = word(word(latest & fresh) | word(before & word(~fresh)))
-    latest = word(word(value & fresh) | word(latest & word(~fresh)))
-    return latest, before, fourth
-
-
-@nb.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _count_distinct(bits: Any, lo: int, hi: int, sign: Any, words: Any, at: int) -> None:
-    """Follow distinct values and changed bits through the rows of a tile, four rows a pass."""
-    n = hi - lo
-    word = bits.dtype.type
-    first, base, moved = words[0, at : at + n], words[2, at : at + n], words[6, at : at + n]
-    latest, before, fourth = words[3, at : at + n], words[4, at : at + n], words[5, at : at + n]
-    num_rows = bits.shape[0]
-    for t in range(0, num_rows - 3, 4):
-        row_a, row_b, row_c, row_d = bits[t, lo:hi], bits[t + 1, lo:hi], bits[t + 2, lo:hi], bits[t + 3, lo:hi]
-        for i in range(n):
-            a, b, c, d, start = row_a[i], row_b[i], row_c[i], row_d[i], first[i]
-            changed = word(word(word(a ^ start) | word(b ^ start)) | word(word(c ^ start) | word(d ^ start)))
-            moved[i] = word(moved[i] | changed)
-            one, two, more = latest[i], before[i], fourth[i]
-            one, two, more = _see(word, a, sign, base[i], one, two, more)
-            one, two, more = _see(word, b, sign, base[i], one, two, more)
-            one, two, more = _see(word, c, sign, base[i], one, two, more)
-            one, two, more = _see(word, d, sign, base[i], one, two, more)
-            latest[i], before[i], fourth[i] = one, two, more
-    for t in range(num_rows - num_rows % 4, num_rows):
-        row = bits[t, lo:hi]
-        for i in range(n):
-            moved[i] = word(moved[i] | word(row[i] ^ first[i]))
-            one, two, more = _see(word, row[i], sign, base[i], latest[i], before[i], fourth[i])
-            latest[i], before[i], fourth[i] = one, two, more
-    words[1, at : at + n] = bits[num_rows - 1, lo:hi]
-
-
-@nb.njit(nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
-def _add_rows(bits: Any, lo: int, hi: int, tag: Any, x: Any, group: Any, at: int) -> None:
-    """Add rows to Σd, Σxd, Σd², lowest, highest of a tile, four rows a pass."""
-    n = hi - lo
-    real = group.dtype.type
-    pivot = group[0, at : at + n]
-    sum_d, sum_xd, sum_dd = group[1, at : at + n], group[2, at : at + n], group[3, at : at + n]
-    low, high = group[4, at : at + n], group[5, at : at + n]
-    num_rows = bits.shape[0]
-    for t in range(0, num_rows - 3, 4):
-        row_a, row_b, row_c, row_d = bits[t, lo:hi], bits[t + 1, lo:hi], bits[t + 2, lo:hi], bits[t + 3, lo:hi]
-        xa, xb, xc, xd = real(x[t]), real(x[t + 1]), real(x[t + 2]), real(x[t + 3])
-        for i in range(n):
-            wa, wb = real(widen(row_a[i], tag)), real(widen(row_b[i], tag))
-            wc, wd = real(widen(row_c[i], tag)), real(widen(row_d[i], tag))
-            da, db, dc, dd = wa - pivot[i], wb - pivot[i], wc - pivot[i], wd - pivot[i]
-            sum_d[i] += (da + db) + (dc + dd)
-            sum_xd[i] += (xa * da + xb * db) + (xc * dc + xd * dd)
-            sum_dd[i] += (da * da + db * db) + (dc * dc + dd * dd)
-            # A comparison for each, or LLVM makes three instructions of what the processor does in one.
-            smaller, smaller_after = wa if wa < wb else wb, wc if wc < wd else wd
-            larger, larger_after = wa if wa > wb else wb, wc if wc > wd else wd
-            smaller = smaller if smaller < smaller_after else smaller_after
-            larger = larger if larger > larger_after else larger_after
-            low[i] = smaller if smaller < low[i] else low[i]
-            high[i] = larger if larger > high[i] else high[i]
-    for t in range(num_rows - num_rows % 4, num_rows):
-        row = bits[t, lo:hi]
-        xa = real(x[t])
-        for i in range(n):
-            wa = real(widen(row[i], tag))
-            da = wa - pivot[i]
-            sum_d[i] += da
-            sum_xd[i] += xa * da
-            sum_dd[i] += da * da
-            low[i] = wa if wa < low[i] else low[i]
-            high[i] = wa if wa > high[i] else high[i]
-
-
-@nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _close_group(is_first: bool, totals: Any, group: Any, at: int, n: int) -> None:
-    """Add the sums of a finished group to the totals, which are still empty before the first."""
-    real = group.dtype.type
-    for k in range(3):
-        total, part = totals[k, at : at + n], group[k + 1, at : at + n]
-        if is_first:
-            for i in range(n):
-                total[i] = part[i]
-        else:
-            for i in range(n):
-                total[i] += part[i]
-        group[k + 1, at : at + n] = real(0.0)
-
-
-@nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _move_pivot(num_rows: int, total_x: float, totals: Any, group: Any, at: int, n: int) -> None:
-    """Move the pivot to the mean of the ``num_rows`` rows so far, and the totals with it."""
-    real = group.dtype.type
-    pivot, sum_d = group[0, at : at + n], totals[0, at : at + n]
-    sum_xd, sum_dd = totals[1, at : at + n], totals[2, at : at + n]
-    for i in range(n):
-        moved_pivot = real(pivot[i] + sum_d[i] / num_rows)
-        shift = np.float64(moved_pivot) - np.float64(pivot[i])
-        sum_dd[i] += shift * (num_rows * shift - 2.0 * sum_d[i])
-        sum_xd[i] -= shift * total_x
-        sum_d[i] -= num_rows * shift
-        pivot[i] = moved_pivot
-
-
-@nb.njit(nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
-def _solve(abscissa: Any, limits: Any, totals: Any, group: Any, words: Any, at: int, n: int, out: Any) -> None:
-    """Write R² (NaN where undefined), slope, variation and intercept of a tile to the rows of ``out``."""
-    num_steps, total_x, total_xx, mean, scale = abscissa
-    _, _, least = limits
-    real = out.dtype.type
-    pivot, sum_d = group[0, at : at + n], totals[0, at : at + n]
-    sum_xd, sum_dd = totals[1, at : at + n], totals[2, at : at + n]
-    moved = words[6, at : at + n]
-    r2, slope, variation, intercept = out[0, :n], out[1, :n], out[2, :n], out[3, :n]
-    per_step, per_xx, per_scale = 1.0 / num_steps, 1.0 / total_xx, 1.0 / scale  # divisions take half the time
-    for i in range(n):
-        d_bar = sum_d[i] * per_step
-        cov = sum_xd[i] - total_x * d_bar
-        var = sum_dd[i] - sum_d[i] * d_bar
-        per_x = cov * per_xx
-        ratio = per_x * (cov / var)
-        defined = (moved[i] != 0) & (var > least)
-        steepness = per_x * per_scale if defined else 0.0
-        r2[i] = real((ratio if ratio < 1.0 else 1.0) if defined else np.nan)
-        slope[i] = real(steepness)
-        variation[i] = real(var if defined else 0.0)
-        intercept[i] = real(pivot[i] + d_bar - steepness * mean)
-
-
-@nb.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
-def _sum_up(num_steps: int, element: Any, group: Any, words: Any, at: int, n: int, out: Any, sums: Any) -> None:
-    """Add a tile to the sums; note in ``out`` who is in the paper's population."""
-    tag, _, epsilon, smallest = element
-    real = out.dtype.type
-    first, last, fourth = words[0, at : at + n], words[1, at : at + n], words[5, at : at + n]
-    low, high = group[4, at : at + n], group[5, at : at + n]
-    r2, variation, paper = out[0, :n], out[2, :n], out[4, :n]
-    sum_r2 = sum_r2_paper = update = squares = sum_variation = residual = rounding = 0.0
-    for i in range(n):
-        value = np.float64(widen(first[i], tag))
-        change = np.float64(widen(last[i], tag)) - value
-        squares += value * value
-        update += change * change
-        defined = r2[i] == r2[i]
-        r = np.float64(r2[i]) if defined else 0.0
-        sum_r2 += r
-        sum_variation += variation[i]
-        residual += variation[i] * (1.0 - r)
-        ulp = _ulp(value, epsilon, smallest)
-        rounding += ulp * ulp if defined else 0.0
-        in_paper = defined & (np.float64(high[i]) - np.float64(low[i]) > PAPER_MIN_RANGE) & (fourth[i] != 0)
-        paper[i] = real(1.0) if in_paper else real(0.0)
-        sum_r2_paper += r if in_paper else 0.0
-    sums[SUM.r2_moved] += sum_r2
-    sums[SUM.r2_paper] += sum_r2_paper
-    sums[SUM.update] += update
-    sums[SUM.first] += squares
-    sums[SUM.variation] += sum_variation
-    sums[SUM.residual] += residual
-    sums[SUM.rounding] += rounding * num_steps / 12.0
-
-
-@nb.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
-def _count(limits: Any, totals: Any, group: Any, words: Any, at: int, n: int, out: Any, counts: Any) -> int:
-    """Add a tile to the counts; return how many parameters cannot be trusted.
-
-    A tile's counts are numbers of the type that the sums are taken in, exact up to 2²⁴: whole numbers would
-    halve the width of the loop.
-    """
-    real = out.dtype.type
-    safe_low, safe_high = real(limits[0]), real(limits[1])
-    one, zero = real(1.0), real(0.0)
-    sum_dd, moved = totals[2, at : at + n], words[6, at : at + n]
-    low, high = group[4, at : at + n], group[5, at : at + n]
-    r2, paper = out[0, :n], out[4, :n]
-    unchanged = undefined = above_7 = above_9 = in_paper = paper_above_7 = paper_above_9 = unsafe = zero
-    for i in range(n):
-        still = moved[i] == 0
-        defined = r2[i] == r2[i]
-        square = real(sum_dd[i])
-        # Squares that are 0 although the values differ have underflowed; comparisons with NaN are false.
-        safe = (square < safe_high) & ((square > safe_low) | ((square == zero) & (high[i] == low[i])))
-        r = r2[i] if defined else zero
-        r_paper = r * paper[i]
-        unchanged += one if still else zero
-        undefined += zero if still | defined else one
-        unsafe += zero if still | safe else one
-        above_7 += one if r > real(0.7) else zero
-        above_9 += one if r > real(0.9) else zero
-        in_paper += paper[i]
-        paper_above_7 += one if r_paper > real(0.7) else zero
-        paper_above_9 += one if r_paper > real(0.9) else zero
-    counts[COUNT.params] += n
-    counts[COUNT.unchanged] += np.int64(unchanged)
-    counts[COUNT.undefined] += np.int64(undefined)
-    counts[COUNT.moved_above_7] += np.int64(above_7)
-    counts[COUNT.moved_above_9] += np.int64(above_9)
-    counts[COUNT.paper] += np.int64(in_paper)
-    counts[COUNT.paper_above_7] += np.int64(paper_above_7)
-    counts[COUNT.paper_above_9] += np.int64(paper_above_9)
-    return np.int64(unsafe)
-
-
-@nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _bin(out: Any, n: int, positions: Any, tally: Any) -> None:
-    """Count the R² of a tile in ``tally``, ``(2, 2 (NUM_BINS + 1)) int32``.
-
-    Columns: the bins of R² outside the paper's population, one for those without R², and the same inside it.
-    Its two rows take turns: a count waits for the one before it where both fall into the same bin.
-    """
-    real = out.dtype.type
-    r2, paper = out[0, :n], out[4, :n]
-    last = real(NUM_BINS - 1)
-    for i in range(n):
-        scaled = r2[i] * real(NUM_BINS)
-        scaled = scaled if scaled < last else last
-        column = scaled if r2[i] == r2[i] else real(NUM_BINS)
-        positions[i] = np.int32(column) + np.int32(paper[i] * real(_COLUMNS))
-    for i in range(0, n - 1, 2):
-        tally[0, positions[i]] += np.int32(1)
-        tally[1, positions[i + 1]] += np.int32(1)
-    if n % 2:
-        tally[0, positions[n - 1]] += np.int32(1)
-
-
-@nb.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _add_tally(tally: Any, histogram: Any) -> None:
-    """Add what `_bin` has counted to the histograms of both populations."""
-    for k in range(NUM_BINS):
-        in_paper = np.int64(tally[0, k + _COLUMNS]) + np.int64(tally[1, k + _COLUMNS])
-        histogram[0, k] += np.int64(tally[0, k]) + np.int64(tally[1, k]) + in_paper
-        histogram[1, k] += in_paper
-
-
-@nb.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _finish(
-    abscissa: Any,
-    element: Any,
-    limits: Any,
-    totals: Any,
-    group: Any,
-    words: Any,
-    at: int,
-    lo: int,
-    hi: int,
-    out: Any,
-    counts: Any,
-    sums: Any,
-    positions: Any,
-    tally: Any,
-    r2_map: Any,
-    slope_map: Any,
-    intercept_map: Any,
-) -> int:
-    """Turn a tile's sums into figures; return how many parameters cannot be trusted."""
-    n = hi - lo
-    _close_group(abscissa[0] <= GROUP_ROWS, totals, group, at, n)
-    _solve(abscissa, limits, totals, group, words, at, n, out)
-    _sum_up(abscissa[0], element, group, words, at, n, out, sums)
-    unsafe: int = _count(limits, totals, group, words, at, n, out, counts)
-    _bin(out, n, positions, tally)
-    if r2_map.size:
-        r2_map[lo:hi] = out[0, :n]
-    if slope_map.size:
-        slope_map[lo:hi] = out[1, :n]
-    if intercept_map.size:
-        intercept_map[lo:hi] = out[3, :n]
-    return unsafe
-
-
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _accumulate_all(
-    bits: Any, element: Any, x: Any, rows_so_far: Any, totals: Any, group: Any, words: Any
-) -> None:
+def _accumulate_all(bits: Any, element: Any, x: Any, rows_so_far: Any, state: Any) -> None:
     """Add the next rows, all of one group, to a block's state.
 
     ``rows_so_far``: (their number, Σx, whether they end a group, whether to move the pivot).
     """
     num_rows, total_x, closes, moves = rows_so_far
-    for lo in range(0, bits.shape[1], _TILE):
-        hi = min(lo + _TILE, bits.shape[1])
+    rows = (0, bits.shape[0])
+    for lo in range(0, bits.shape[1], TILE):
+        hi = min(lo + TILE, bits.shape[1])
         if num_rows == 0:
-            _begin(bits, lo, hi, element, group, words, lo)
+            begin(bits, rows, lo, hi, element, state, lo)
         if closes:
-            _close_group(num_rows == GROUP_ROWS, totals, group, lo, hi - lo)
+            close_group(num_rows == GROUP_ROWS, state, lo, hi - lo)
         if moves:
-            _move_pivot(num_rows, total_x, totals, group, lo, hi - lo)
-        _count_distinct(bits, lo, hi, element[1], words, lo)
-        _add_rows(bits, lo, hi, element[0], x, group, lo)
+            move_pivot(num_rows, total_x, state, lo, hi - lo)
+        accumulate_rows(bits, rows, lo, hi, element, x, state, lo)
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _finish_all(
-    abscissa: Any,
-    element: Any,
-    limits: Any,
-    totals: Any,
-    group: Any,
-    words: Any,
-    counts: Any,
-    sums: Any,
-    histogram: Any,
-    r2: Any,
-    slope: Any,
-    intercept: Any,
+    line: Any, element: Any, limits: Any, state: Any, figures: Any, histogram: Any, maps: Any
 ) -> int:
-    out = np.empty((5, _TILE), group.dtype)
-    positions = np.empty(_TILE, np.int32)
-    tally = np.zeros((2, 2 * _COLUMNS), np.int32)
+    """Turn a block's state into figures; return how many parameters cannot be trusted."""
+    scratch = tile_scratch(state[1])
     unsafe = 0
-    for lo in range(0, words.shape[1], _TILE):
-        hi = min(lo + _TILE, words.shape[1])
-        unsafe += _finish(
-            abscissa,
-            element,
-            limits,
-            totals,
-            group,
-            words,
-            lo,
-            lo,
-            hi,
-            out,
-            counts,
-            sums,
-            positions,
-            tally,
-            r2,
-            slope,
-            intercept,
-        )
-    _add_tally(tally, histogram)
+    for lo in range(0, state[2].shape[1], TILE):
+        n = min(TILE, state[2].shape[1] - lo)
+        unsafe += finish(line, element, limits, state, lo, n, scratch, figures, maps, lo)
+    add_tally(scratch[2], histogram)
     return unsafe
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _whole(
+def _fit_all(
     bits: Any,
-    element: Any,
     x: Any,
-    abscissa: Any,
+    x_sums: Any,
+    line: Any,
+    element: Any,
     limits: Any,
     group: Any,
-    counts: Any,
-    sums: Any,
+    figures: Any,
     histogram: Any,
-    r2: Any,
-    slope: Any,
-    intercept: Any,
+    maps: Any,
 ) -> int:
-    """Do all at once for a block of one group, whose sums never leave the cache; ``group`` is a tile wide."""
-    totals = np.empty((3, _TILE), np.float64)
-    words = np.empty((7, _TILE), bits.dtype)
-    out = np.empty((5, _TILE), group.dtype)
-    positions = np.empty(_TILE, np.int32)
-    tally = np.zeros((2, 2 * _COLUMNS), np.int32)
+    """Do all at once for a block whose rows are all there; ``group`` is a tile wide."""
+    state, scratch = tile_state(bits, group), tile_scratch(group)
+    rows = (0, bits.shape[0])
     unsafe = 0
-    for lo in range(0, bits.shape[1], _TILE):
-        hi = min(lo + _TILE, bits.shape[1])
-        _begin(bits, lo, hi, element, group, words, 0)
-        _count_distinct(bits, lo, hi, element[1], words, 0)
-        _add_rows(bits, lo, hi, element[0], x, group, 0)
-        unsafe += _finish(
-            abscissa,
-            element,
-            limits,
-            totals,
-            group,
-            words,
-            0,
-            lo,
-            hi,
-            out,
-            counts,
-            sums,
-            positions,
-            tally,
-            r2,
-            slope,
-            intercept,
+    for lo in range(0, bits.shape[1], TILE):
+        hi = min(lo + TILE, bits.shape[1])
+        unsafe += fit_tile(
+            bits, rows, lo, hi, x, x_sums, line, element, limits, state, scratch, figures, maps, lo
         )
-    _add_tally(tally, histogram)
+    add_tally(scratch[2], histogram)
     return unsafe
 
 
@@ -613,7 +204,7 @@ class BlockRegression:
 
     Notes
     -----
-    Memory between groups: `state_bytes` for each parameter; nothing when `fit` takes up to 16 rows at once.
+    Memory between groups: `state_bytes` for each parameter; nothing when `fit` takes all rows at once.
 
     float64 weights whose movement is below 1e-140 count as undefined: their squares are beyond float64.
     """
@@ -664,19 +255,67 @@ class BlockRegression:
         """Return the figures, and whether they can be trusted (else run again with ``careful``)."""
         self._accumulate(self._held[: self._num_held])
         result, outputs = self._outputs()
-        unsafe = _finish_all(self._abscissa.terms, self._element, self._limits, *self._state, *outputs)
+        unsafe = _finish_all(self._abscissa.terms, self._element, self._limits, self._state, *outputs)
         return result, self._trusted(result, unsafe)
 
     def fit(self, bits: np.ndarray[Any, Any]) -> tuple[BlockFit, bool]:
         """Do all at once for ``(num_steps, num_params)`` bits; same result as `add` and `finish`."""
-        if bits.shape[0] > GROUP_ROWS:
-            self.add(bits)
-            return self.finish()
         result, outputs = self._outputs()
-        abscissa = self._abscissa
-        group = np.empty((6, _TILE), self._real)
-        unsafe = _whole(bits, self._element, abscissa.x, abscissa.terms, self._limits, group, *outputs)
+        unsafe = _fit_all(bits, *self._arguments, *outputs)
         return result, self._trusted(result, unsafe)
+
+    def fit_packed(
+        self,
+        chunks: Sequence[np.ndarray[Any, Any]],
+        shape: tuple[int, int],
+        kind: int,
+        rows: tuple[int, int],
+        columns: np.ndarray[Any, Any],
+    ) -> tuple[BlockFit, bool, np.ndarray[Any, Any]]:
+        """Do the same with chunks that are still packed, and sample some columns.
+
+        Parameters
+        ----------
+        chunks : sequence of numpy.ndarray
+            uint8, what `bit_pack.pack` made of the block's chunks, one for each row of chunks.
+        shape : tuple of int
+            Of each chunk: steps and parameters, padding included.
+        kind : int
+            Of `step_delta`: how the bits are ordered.
+        rows : tuple of int
+            First row, and the one after the last, counted through all chunks.
+        columns : numpy.ndarray
+            ``(num_sampled,) int64``, ascending.
+
+        Returns
+        -------
+        fit : BlockFit
+        trusted : bool
+        sample : numpy.ndarray
+            ``(num_rows, num_sampled)`` of the bits dtype.
+
+        Raises
+        ------
+        ValueError
+            If a chunk holds something else than its words.
+        """
+        data, sections = lay_out(chunks, shape, self._dtype.bits)
+        sample = np.empty((rows[1] - rows[0], columns.size), self._dtype.bits)
+        order = (kind, *order_constants(sample))
+        result, outputs = self._outputs()
+        unsafe = fit_packed(
+            data, sections, shape, order, rows, self._num_params, columns, sample, *self._arguments, *outputs
+        )
+        if unsafe < 0:
+            raise ValueError("the bit planes hold other numbers than were expected")
+        return result, self._trusted(result, unsafe), sample
+
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
+        """What kernels that fit all rows at once take of the regression, from ``x`` to ``group``."""
+        abscissa = self._abscissa
+        group = np.empty((6, TILE), self._real)
+        return abscissa.x, abscissa.sums, abscissa.terms, self._element, self._limits, group
 
     def _hold(self, bits: np.ndarray[Any, Any]) -> None:
         """Keep rows until there are enough for a pass."""
@@ -700,10 +339,10 @@ class BlockRegression:
             num_groups, num_open = divmod(n, GROUP_ROWS)
             closes = n > 0 and num_open == 0
             moves = closes and num_groups.bit_count() == 1
-            so_far = (n, float(self._abscissa.x[:n].sum(dtype=np.float64)), closes, moves)
+            so_far = (n, float(self._abscissa.sums[num_groups]), closes, moves)
             part = bits[: GROUP_ROWS - num_open]
             x = self._abscissa.x[n : n + len(part)]
-            _accumulate_all(part, self._element, x, so_far, *self._state)
+            _accumulate_all(part, self._element, x, so_far, self._state)
             self._rows_summed += len(part)
             bits = bits[len(part) :]
 
@@ -717,7 +356,7 @@ class BlockRegression:
         sums = np.zeros(len(SUM), np.float64)
         histogram = np.zeros((2, NUM_BINS), np.int64)
         kept = {name: array if name in self._maps else None for name, array in arrays.items()}
-        return BlockFit(counts, sums, histogram, **kept), (counts, sums, histogram, *arrays.values())
+        return BlockFit(counts, sums, histogram, **kept), ((counts, sums), histogram, tuple(arrays.values()))
 
     @staticmethod
     def _trusted(result: BlockFit, unsafe: int) -> bool:

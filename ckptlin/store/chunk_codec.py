@@ -30,6 +30,7 @@ __all__ = [
     "decode_plain",
     "encode_chunk",
     "encode_plain",
+    "packed_body",
 ]
 
 _CRC_BYTES = 4
@@ -286,9 +287,8 @@ def _check(data: bytes, what: str) -> None:
 
 
 def _unpack(data: bytes, out: np.ndarray[Any, Any], kind: int, what: str) -> None:
-    body = np.frombuffer(data, np.uint8)[len(BIT_PACK_MAGIC) : -_CRC_BYTES]
     try:
-        unpack(body, out, kind)
+        unpack(np.frombuffer(data, np.uint8)[len(BIT_PACK_MAGIC) : -_CRC_BYTES], out, kind)
     except ValueError as error:
         raise _corrupt(what, error) from error
 
@@ -311,6 +311,14 @@ def _decompress_pcodec(data: bytes, out: np.ndarray[Any, Any], what: str) -> Non
     if num_bytes != out.nbytes or not progress.finished:
         found = f"{num_bytes} bytes" if progress.finished else f"more than {num_bytes} bytes"
         raise CorruptChunkError(f"{what} holds {found} where {out.nbytes} were expected")
+
+
+def packed_body(data: bytes, what: str) -> np.ndarray[Any, Any] | None:
+    """Check a chunk, and return what `bit_pack.pack` made, uint8; None if it was compressed otherwise."""
+    if not data.startswith(BIT_PACK_MAGIC):
+        return None
+    _check(data, what)
+    return np.frombuffer(data, np.uint8)[len(BIT_PACK_MAGIC) : -_CRC_BYTES]
 
 
 def decode_chunk(data: bytes, dtype: TensorDType, out: np.ndarray[Any, Any], what: str) -> None:

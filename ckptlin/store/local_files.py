@@ -193,8 +193,12 @@ class LocalFiles:
             sync_directory(self.root / key)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Apply a function that reads or writes files to each item, in order."""
-        return [function(item) for item in items]
+        """Apply a function that reads or writes files to each item, many at once; results are in order.
+
+        A file system syncs many files in little more time than one.
+        """
+        with ThreadPoolExecutor(_MAX_UNSYNCED, thread_name_prefix="ckptlin-sync") as pool:
+            return list(pool.map(function, items))
 
     def list_below(self, key: str) -> Iterator[tuple[str, int]]:
         """Yield the key and size of every file below a key."""
@@ -211,9 +215,7 @@ class LocalFiles:
             while directory != self.root:
                 directory = directory.parent
                 parents.add(directory)
-        for directory in sorted(parents):
-            if directory.is_dir():
-                sync_directory(directory)
+        self.map(sync_directory, sorted(directory for directory in parents if directory.is_dir()))
         self._touched.clear()
 
     def sweep(self) -> None:

@@ -19,7 +19,7 @@ from ckptlin.errors import (
     StoreError,
 )
 from ckptlin.naming import encode_name
-from ckptlin.store.chunk_codec import decode_chunk, decode_plain
+from ckptlin.store.chunk_codec import decode_chunk, decode_plain, packed_body
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import ROOT_KEY, CommittedCheckpoint, FitRecord, StoreRecord, table_chunk
 from ckptlin.store.url_files import open_files
@@ -153,19 +153,35 @@ class TrajectoryStore:
             If the chunk is missing or damaged; names tensor, steps and file.
         """
         spec = self.tensors[block.tensor]
-        key = block_key(block, chunk_row)
-        data = self._read_key(key)
-        steps = self.steps_of_row(chunk_row)
-        if data is None:
-            raise CorruptChunkError(
-                f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} is missing: "
-                f"{self.files.where(key)}; restore the file, or ingest the run into a new store"
-            )
+        data, what = self._read_encoded(block, chunk_row)
         shape = (self.record.chunk_steps, self.chunk_params(block.tensor))
         out = np.empty(shape, spec.dtype.bits) if buffer is None else buffer.array(shape, spec.dtype.bits)
-        what = f"the chunk of tensor `{block.tensor}` at steps {_span(steps)} ({self.files.where(key)})"
         decode_chunk(data, spec.dtype, out, what)
         return out
+
+    def read_packed(self, block: Block, chunk_row: int) -> np.ndarray[Any, Any] | None:
+        """Read one chunk as it was packed, uint8, for kernels that unpack it themselves.
+
+        None if it was compressed otherwise.
+
+        Raises
+        ------
+        CorruptChunkError
+            If the chunk is missing or its checksum fails; whether it holds what it should is left to the kernel.
+        """
+        return packed_body(*self._read_encoded(block, chunk_row))
+
+    def _read_encoded(self, block: Block, chunk_row: int) -> tuple[bytes, str]:
+        """Read a chunk's bytes; return them and what to call them in messages."""
+        key = block_key(block, chunk_row)
+        steps = _span(self.steps_of_row(chunk_row))
+        data = self._read_key(key)
+        if data is None:
+            raise CorruptChunkError(
+                f"the chunk of tensor `{block.tensor}` at steps {steps} is missing: "
+                f"{self.files.where(key)}; restore the file, or ingest the run into a new store"
+            )
+        return data, f"the chunk of tensor `{block.tensor}` at steps {steps} ({self.files.where(key)})"
 
     def read_block(
         self, block: Block, rows: Sequence[int], buffer: Buffer | None = None
