@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from ckptlin.errors import InputError
+from ckptlin.interrupts import OneInterrupt
 from ckptlin.memory import MemoryPlan
 from ckptlin.trajectory import Block
 
@@ -112,13 +113,21 @@ class Threads:
                 collect(items[number], result)
 
         delayed = dask.delayed(task, pure=False, traverse=False)
-        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="ckptlin") as pool:
+        # A Ctrl-C while the pool is waited for would leave its threads writing to what is cleared away.
+        with (
+            OneInterrupt() as interrupts,
+            ThreadPoolExecutor(self.num_workers, thread_name_prefix="ckptlin") as pool,
+        ):
             options = {"scheduler": "threads", "pool": pool, "num_workers": self.num_workers}
             for lo in range(0, len(items), _GRAPH_TASKS):
                 part = range(lo, min(lo + _GRAPH_TASKS, len(items)))
                 # Dask starts leaves with the last key in alphabetical order: read as the items lie on the disk.
                 tasks = [delayed(i, dask_key_name=f"task-{len(items) - i:09d}") for i in part]
-                dask.compute(*tasks, traverse=False, **options)
+                try:
+                    dask.compute(*tasks, traverse=False, **options)
+                except BaseException:
+                    interrupts.hold()
+                    raise
 
 
 class Cluster:
