@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ckptlin.errors import DiskFullError
+from ckptlin.interrupts import interrupts_held
 
 __all__ = ["exchange", "is_disk_full", "partial_name", "replace_directory", "sync_directory", "write_file"]
 
@@ -80,7 +81,7 @@ def replace_directory(new: Path, old: Path) -> None:
     Linux exchanges the two names in one step (``renameat2`` with ``RENAME_EXCHANGE``), so that ``old`` exists
     at every moment.  Where the system or the file system cannot, ``old`` is renamed aside first: between the
     two renames nothing is there under the name, and after a crash in that moment the former content lies
-    beside it as ``.NAME.replaced-XXXXXXXX``.
+    beside it as ``.NAME.replaced-XXXXXXXX``.  A Ctrl-C is answered when all of it is done.
 
     Parameters
     ----------
@@ -93,18 +94,19 @@ def replace_directory(new: Path, old: Path) -> None:
         If a rename fails; ``old`` is then as it was.  If only the removal of the former content fails, the
         new one is already in place.
     """
-    if exchange(new, old):
-        former = new
-    else:
-        former = partial_name(old, "replaced")
-        old.rename(former)
-        try:
-            new.rename(old)
-        except BaseException:
-            former.rename(old)
-            raise
-    sync_directory(old.parent)
-    shutil.rmtree(former)
+    with interrupts_held():
+        if exchange(new, old):
+            former = new
+        else:
+            former = partial_name(old, "replaced")
+            old.rename(former)
+            try:
+                new.rename(old)
+            except BaseException:
+                former.rename(old)
+                raise
+        sync_directory(old.parent)
+        shutil.rmtree(former)
 
 
 def exchange(first: Path, second: Path) -> bool:

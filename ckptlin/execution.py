@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from ckptlin.errors import InputError
+from ckptlin.interrupts import OneInterrupt
 from ckptlin.memory import MemoryPlan
 from ckptlin.trajectory import Block
 
@@ -113,12 +114,20 @@ class Threads:
             with lock:
                 collect(items[number], result)
 
-        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="ckptlin") as pool:
+        # A Ctrl-C while the pool is waited for would leave its threads writing to what is cleared away.
+        with (
+            OneInterrupt() as interrupts,
+            ThreadPoolExecutor(self.num_workers, thread_name_prefix="ckptlin") as pool,
+        ):
             for lo in range(0, len(items), _GRAPH_TASKS):
                 part = range(lo, min(lo + _GRAPH_TASKS, len(items)))
                 # Dask starts leaves with the last key in alphabetical order: read as the items lie on the disk.
                 graph = {f"task-{len(items) - i:09d}": (task, i) for i in part}
-                get(graph, list(graph), pool=pool, num_workers=self.num_workers)
+                try:
+                    get(graph, list(graph), pool=pool, num_workers=self.num_workers)
+                except BaseException:
+                    interrupts.hold()
+                    raise
 
 
 class Cluster:

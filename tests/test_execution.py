@@ -1,4 +1,6 @@
+import signal
 import threading
+import time
 
 import pytest
 
@@ -36,3 +38,27 @@ def test_the_first_error_ends_the_run_after_the_tasks_in_flight():
         Threads(2).run(work, range(2000))
     assert sorted([*ended, 3]) == sorted(started)
     assert len(started) < 600
+
+
+def test_a_second_interrupt_waits_for_the_tasks_in_flight():
+    """What is written to would otherwise be cleared away under them."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.main_thread().ident
+    started, ended = [], []
+
+    def work(item):
+        started.append(item)
+        if item == 3:
+            for _ in range(20):
+                signal.pthread_kill(main, signal.SIGINT)
+                time.sleep(0.01)
+        ended.append(item)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Threads(2).run(work, range(2000))
+        assert sorted(ended) == sorted(started)
+        assert 3 in ended
+        assert len(started) < 600
+    finally:
+        signal.signal(signal.SIGINT, former)

@@ -562,12 +562,13 @@ def test_the_projected_peak_holds_for_weights_that_do_not_compress(tmp_path, for
     plan = plan_ingest(run, tmp_path / "store", num_workers=2)
     idle = forked.call("ckptlin.memory:format_bytes", 1).peak_bytes
     options = {"num_workers": 2, "compressor": compressor}
-    # A kernel's first use compiles it, and keeps the result for other processes.
+    # The process that compiles a kernel takes 65 MiB for it, and keeps the result for others, which take up to
+    # 17 MiB for loading it and what else the compressor needs: the second time, that is all there is.
     small = save_noise(tmp_path / "small", 16, 3, num_params=64, dtype=np.float32)
-    forked.call("ckptlin.ingest:ingest", small, tmp_path / "small.store", **options)
+    for store in ("compiles.store", "loads.store"):
+        loaded = forked.call("ckptlin.ingest:ingest", small, tmp_path / store, **options).peak_bytes
     outcome = forked.call("ckptlin.ingest:ingest", run, tmp_path / "store", **options)
     assert outcome.value["ratio"] < 1.01
     assert outcome.peak_bytes <= plan.memory.peak_bytes
-    # Beside the blocks: what is imported and compiled on the way, which differs with what ran before.
-    assert outcome.peak_bytes - idle <= 2 * plan.memory.worker_bytes + (80 << 20)
-    assert idle <= plan.memory.fixed_bytes
+    assert outcome.peak_bytes - loaded <= 2 * plan.memory.worker_bytes + (8 << 20)
+    assert idle <= loaded <= plan.memory.fixed_bytes

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ from ckptlin.errors import (
     InputError,
     SelectionError,
 )
+from ckptlin.interrupts import OneInterrupt, interrupts_held
 
 __all__ = ["CheckpointWriter"]
 
@@ -42,7 +44,8 @@ _MAX_WRITE_BYTES = 1 << 30
 class CheckpointWriter:
     """A checkpoint in the making.
 
-    Used as a context manager; leaving it without `commit`, or by an exception, removes what was written.
+    Used as a context manager; leaving it without `commit`, or by an exception, removes what was written, and a
+    second Ctrl-C waits for that.
     `write` may be called by several threads at a time, the other methods by one.
 
     Parameters
@@ -84,20 +87,14 @@ class CheckpointWriter:
         self._syncing: ThreadPoolExecutor | None = None
         self._syncs: list[Future[None]] = []
         self._added: set[str] = set()
-        self._is_done = False
+        self._interrupts = OneInterrupt()
         check_output(self._target, out_dir, overwrite=overwrite)
         self._partial = partial_name(self._target)
+        # For a Ctrl-C at the few points that neither `abort` nor `__exit__` covers, such as before a `with`
+        # has taken hold of the writer: what is left then goes with the writer.
+        self._remains = weakref.finalize(self, shutil.rmtree, self._partial, ignore_errors=True)
         try:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._check_free_space()
-            self._partial.mkdir()
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(
-                f"{out_dir} cannot be made, because {error.filename} is not a directory; give another name"
-            ) from error
-        except OSError as error:
-            raise self._explain(error, self._target) from error
-        try:
+            self._make_directory()
             for plan in self._plans:
                 self._create(plan)
         except BaseException:
@@ -108,12 +105,16 @@ class CheckpointWriter:
         return f"CheckpointWriter({str(self._out_dir)!r}, {len(self._plans)} files, {self.num_bytes} bytes)"
 
     def __enter__(self) -> Self:
+        self._interrupts.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.abort()
+        try:
+            self.abort()
+        finally:
+            self._interrupts.__exit__(kind, error, trace)
 
     @property
     def num_bytes(self) -> int:
@@ -252,14 +253,28 @@ class CheckpointWriter:
                     raise already_there(self._out_dir) from error
                 raise
             sync_directory(self._target.parent)
-        self._is_done = True
+        self._remains.detach()
 
     def abort(self) -> None:
         """Remove everything that was written; does nothing after `commit` or a second time."""
-        self._close_files()
-        if not self._is_done:
-            self._is_done = True
-            shutil.rmtree(self._partial, ignore_errors=True)
+        with interrupts_held():
+            self._close_files()
+            if self._remains.alive:
+                shutil.rmtree(self._partial, ignore_errors=True)
+                self._remains.detach()
+
+    def _make_directory(self) -> None:
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._check_free_space()
+            self._partial.mkdir()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{self._out_dir} cannot be made, because {error.filename} is not a directory; "
+                "give another name"
+            ) from error
+        except OSError as error:
+            raise self._explain(error, self._target) from error
 
     def _create(self, plan: WeightFilePlan) -> None:
         path = self._partial / plan.name

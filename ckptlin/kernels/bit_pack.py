@@ -17,7 +17,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
-from ckptlin.kernels.step_delta import from_ordered, order_constants, to_ordered
+from ckptlin.kernels.step_delta import from_ordered, order_constants, to_ordered, undo_zigzag, zigzag
 
 __all__ = ["GROUP", "NO_DELTA", "pack", "sections_of", "unpack", "unpack_group", "unpack_scratch"]
 
@@ -75,16 +75,6 @@ def _width_of(context: Any, array: Any) -> Any:
         return ir.Constant(ir.IntType(64), bits)
 
     return nb.int64(array), generate
-
-
-@nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _zigzag(word: Any, d: Any, top: Any) -> Any:
-    return word(word(d << word(1)) ^ word(word(0) - word(d >> top)))
-
-
-@nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _undo_zigzag(word: Any, z: Any) -> Any:
-    return word(word(z >> word(1)) ^ word(word(0) - word(z & word(1))))
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -214,7 +204,7 @@ def _pack(bits: Any, kind: int, sign: Any, top: Any, widths: Any, planes: Any, e
             else:
                 for i in range(size):
                     here = to_ordered(word, row[i], kind, sign, top)
-                    z[i] = _zigzag(word, word(here - after[i]), top)
+                    z[i] = zigzag(word, word(here - after[i]), top)
                     after[i] = here
             width = _choose_width(z, num, histogram)
             start = end
@@ -273,7 +263,7 @@ def unpack_group(
     scratch : tuple of numpy.ndarray
         As `unpack_scratch` makes them.
     out : numpy.ndarray
-        Words; rows ``first_row`` to ``first_row + num_rows`` of the columns ``lo`` to ``lo + size`` are written.
+        Words; rows ``first_row`` to ``first_row + num_rows``, columns ``lo`` to ``lo + size`` are written.
     """
     widths, planes, planes64, extra = sections
     kind, sign, top = order
@@ -327,7 +317,7 @@ def unpack_group(
             # Two planes are what most groups have.  Their exceptions go into the row after first, so that
             # the planes themselves need not be written out before they are added to it.
             fused = delta and width == 2 and size == num
-            in_place = _undo_zigzag(word, largest)
+            in_place = undo_zigzag(word, largest)
             if not fused:
                 _unpack_planes(planes[pos : pos + width * words], width, words, z)
             for i in range(found):
@@ -341,7 +331,7 @@ def unpack_group(
                 value = word(largest + value)
                 j = where[i]
                 if fused:
-                    after[j] = word(after[j] + word(_undo_zigzag(word, value) - in_place))
+                    after[j] = word(after[j] + word(undo_zigzag(word, value) - in_place))
                 else:
                     z[j] = value
             if fused:
@@ -351,7 +341,7 @@ def unpack_group(
         pos += width * words
         if delta:
             for i in range(size):
-                u = word(after[i] + _undo_zigzag(word, z[i]))
+                u = word(after[i] + undo_zigzag(word, z[i]))
                 after[i] = u
                 row[i] = from_ordered(word, u, kind, sign, top)
         else:

@@ -1,8 +1,8 @@
 """The regression of chunks that are still packed: a group of columns is unpacked, fitted, and forgotten.
 
 The weights of a block never lie in memory as a whole, so what `ckptlin.kernels.bit_pack` writes and
-`ckptlin.kernels.regression_tile` reads stays in the cache.  Figures and maps are those of the same rows unpacked
-first, to the last bit.
+`ckptlin.kernels.regression_tile` reads stays in the cache.  Figures and maps are those of the same rows
+unpacked first, to the last bit.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ckptlin.kernels.regression_tile import TILE, add_tally, fit_tile, tile_scra
 
 __all__ = ["fit_packed", "lay_out"]
 
-# Words that a row of a tile is longer than its columns, so that its rows do not meet in the same lines of the cache.
+# Words that a row of a tile is longer than its columns: its rows would all meet in the same lines of the cache.
 _PADDING = 64
 assert GROUP == TILE  # noqa: S101 (what is unpacked together is fitted together)
 
@@ -120,9 +120,7 @@ def fit_packed(
             first, second, third, last = sections[k]
             planes = data[second:third]
             parts = (data[first:second], planes.view(tile.dtype), planes.view(np.uint64), data[third:last])
-            if not unpack_group(
-                parts, cursors[k], order, unpacking, tile, k * chunk_rows, chunk_rows, 0, size
-            ):
+            if not unpack_group(parts, cursors[k], order, unpacking, tile, k * chunk_rows, chunk_rows, 0, size):
                 return -1
         n = min(size, num_params - lo)
         if n <= 0:

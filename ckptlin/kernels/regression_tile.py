@@ -177,7 +177,7 @@ def _count_distinct(bits: Any, rows: Any, lo: int, hi: int, sign: Any, words: An
 
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
 def _add_rows(bits: Any, rows: Any, lo: int, hi: int, tag: Any, x: Any, group: Any, at: int) -> None:
-    """Add rows to Σd, Σxd, Σd², lowest, highest of a tile, four rows a pass; ``x`` has an entry for each row."""
+    """Add rows to Σd, Σxd, Σd², lowest, highest of a tile, four rows a pass; ``x`` is one a row."""
     n = hi - lo
     real = group.dtype.type
     pivot = group[0, at : at + n]
@@ -233,7 +233,7 @@ def close_group(is_first: bool, state: Any, at: int, n: int) -> None:
 
 @nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def move_pivot(num_rows: int, total_x: float, state: Any, at: int, n: int) -> None:
-    """Move the pivot to the mean of the ``num_rows`` rows so far, whose Σx is ``total_x``, and the totals too."""
+    """Move the pivot, and the totals with it, to the mean of the rows so far; ``total_x`` is their Σx."""
     totals, group, _ = state
     real = group.dtype.type
     pivot, sum_d = group[0, at : at + n], totals[0, at : at + n]

@@ -18,6 +18,8 @@ __all__ = [
     "from_ordered",
     "order_constants",
     "to_ordered",
+    "undo_zigzag",
+    "zigzag",
 ]
 
 # How bits are ordered: sign and magnitude, two's complement, plain.
@@ -49,6 +51,18 @@ def from_ordered(word: Any, u: Any, kind: int, sign: Any, top: Any) -> Any:
     return u
 
 
+@nb.njit(inline="always")  # type: ignore[untyped-decorator]
+def zigzag(word: Any, d: Any, top: Any) -> Any:
+    """Map a difference of either sign to a small integer: 0, −1, 1, −2 to 0, 1, 2, 3 (inside kernels)."""
+    return word(word(d << word(1)) ^ word(word(0) - word(d >> top)))
+
+
+@nb.njit(inline="always")  # type: ignore[untyped-decorator]
+def undo_zigzag(word: Any, z: Any) -> Any:
+    """Undo `zigzag`."""
+    return word(word(z >> word(1)) ^ word(word(0) - word(z & word(1))))
+
+
 # numba widens every integer operation to 64 bits; casting each intermediate back to ``word`` lets LLVM
 # narrow the loop again to the full SIMD width.
 
@@ -66,7 +80,7 @@ def _encode(bits: Any, kind: int, sign: Any, top: Any) -> None:
                 here = to_ordered(word, row[i], kind, sign, top)
                 there = to_ordered(word, after[i], kind, sign, top)
                 d = word(here - there)
-                row[i] = word(word(d << word(1)) ^ word(word(0) - word(d >> top)))
+                row[i] = zigzag(word, d, top)
 
 
 @nb.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -79,8 +93,7 @@ def _decode(bits: Any, kind: int, sign: Any, top: Any) -> None:
             row = bits[t, lo:hi]
             after = bits[t + 1, lo:hi]
             for i in range(hi - lo):
-                z = row[i]
-                d = word(word(z >> word(1)) ^ word(word(0) - word(z & word(1))))
+                d = undo_zigzag(word, row[i])
                 there = to_ordered(word, after[i], kind, sign, top)
                 row[i] = from_ordered(word, word(there + d), kind, sign, top)
 

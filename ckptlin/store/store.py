@@ -167,7 +167,7 @@ class TrajectoryStore:
         Raises
         ------
         CorruptChunkError
-            If the chunk is missing or its checksum fails; whether it holds what it should is left to the kernel.
+            If the chunk is missing or its checksum fails; the kernel finds out what it holds.
         """
         return packed_body(*self._read_encoded(block, chunk_row))
 
