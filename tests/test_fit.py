@@ -166,6 +166,19 @@ def test_hundreds_of_steps_are_streamed(make_run, tmp_path):
     assert_same_figures(result.summary, fit(open_source(run)).summary)
 
 
+def test_packed_chunks_are_fitted_without_unpacking_whole_blocks(store, run, monkeypatch):
+    expected = fit(open_source(run)).summary
+    monkeypatch.setattr(type(store), "read_chunk", lambda *_: pytest.fail("a chunk was unpacked"))
+    assert_same_figures(fit(store, keep=False).summary, expected)
+
+
+def test_chunks_that_take_too_much_memory_together_are_fitted_one_by_one(store, run, monkeypatch):
+    expected = fit(open_source(run)).summary
+    monkeypatch.setattr("ckptlin.block_fit.BlockRegression.state_bytes", lambda _: -10_000)
+    monkeypatch.setattr("ckptlin.block_fit.BlockRegression.fit_packed", lambda *_: pytest.fail("all at once"))
+    assert_same_figures(fit(store, keep=False).summary, expected)
+
+
 def test_parameters_that_never_move_are_counted_and_have_no_r2(tmp_path):
     for step in range(5):
         weights = {"still": np.full((4,), 0.5, np.float32), "flips": np.array([0.0, 1.0], np.float32)}

@@ -265,9 +265,10 @@ def unpack_group(
     out : numpy.ndarray
         Words; rows ``first_row`` to ``first_row + num_rows``, columns ``lo`` to ``lo + size`` are written.
     """
-    widths, planes, planes64, extra = sections
+    # By index, for what is said of tuples in `ckptlin.kernels.regression_tile`.
+    widths, planes, planes64, extra = sections[0], sections[1], sections[2], sections[3]
     kind, sign, top = order
-    z, after, lanes, where = scratch
+    z, after, lanes, where = scratch[0], scratch[1], scratch[2], scratch[3]
     word = out.dtype.type
     num_bits = _width_of(out)
     num_bytes = num_bits // 8

@@ -12,7 +12,8 @@ tells that a fourth came (not 0); the bits that changed.
 spacing).  ``limits``: the two between which Σd² can be trusted, and the least variation that has an R².
 
 Rows are sliced as ``array[t, lo:hi]``: numba types that as contiguous, and only then does LLVM vectorise
-(measured: 8 to 10 times the speed of slicing two dimensions first).
+(measured: 8 to 10 times the speed of slicing two dimensions first).  Arrays are taken out of a tuple by their
+indices: of arrays that `a, b = pair` had unpacked, numba 0.65 lost `b[k, lo:hi] = number` without a word.
 """
 
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def begin(bits: Any, rows: Any, lo: int, hi: int, element: Any, state: Any, at: 
     base model) would double the error.
     """
     n = hi - lo
-    _, group, words = state
+    group, words = state[1], state[2]
     word = bits.dtype.type
     real = group.dtype.type
     tag, sign, _, _ = element
@@ -218,7 +219,7 @@ def _add_rows(bits: Any, rows: Any, lo: int, hi: int, tag: Any, x: Any, group: A
 @nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def close_group(is_first: bool, state: Any, at: int, n: int) -> None:
     """Add the sums of a finished group to the totals, which are still empty before the first."""
-    totals, group, _ = state
+    totals, group = state[0], state[1]
     real = group.dtype.type
     for k in range(3):
         total, part = totals[k, at : at + n], group[k + 1, at : at + n]
@@ -234,7 +235,7 @@ def close_group(is_first: bool, state: Any, at: int, n: int) -> None:
 @nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def move_pivot(num_rows: int, total_x: float, state: Any, at: int, n: int) -> None:
     """Move the pivot, and the totals with it, to the mean of the rows so far; ``total_x`` is their Σx."""
-    totals, group, _ = state
+    totals, group = state[0], state[1]
     real = group.dtype.type
     pivot, sum_d = group[0, at : at + n], totals[0, at : at + n]
     sum_xd, sum_dd = totals[1, at : at + n], totals[2, at : at + n]
@@ -250,7 +251,7 @@ def move_pivot(num_rows: int, total_x: float, state: Any, at: int, n: int) -> No
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
 def _solve(abscissa: Any, limits: Any, state: Any, at: int, n: int, out: Any) -> None:
     """Write R² (NaN where undefined), slope, variation and intercept of a tile to the rows of ``out``."""
-    totals, group, words = state
+    totals, group, words = state[0], state[1], state[2]
     num_steps, total_x, total_xx, mean, scale = abscissa
     _, _, least = limits
     real = out.dtype.type
@@ -276,7 +277,7 @@ def _solve(abscissa: Any, limits: Any, state: Any, at: int, n: int, out: Any) ->
 @nb.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
 def _sum_up(num_steps: int, element: Any, state: Any, at: int, n: int, out: Any, sums: Any) -> None:
     """Add a tile to the sums; note in ``out`` who is in the paper's population."""
-    _, group, words = state
+    group, words = state[1], state[2]
     tag, _, epsilon, smallest = element
     real = out.dtype.type
     first, last, fourth = words[0, at : at + n], words[1, at : at + n], words[5, at : at + n]
@@ -314,7 +315,7 @@ def _count(limits: Any, state: Any, at: int, n: int, out: Any, counts: Any) -> i
     A tile's counts are numbers of the type that the sums are taken in, exact up to 2²⁴: whole numbers would
     halve the width of the loop.
     """
-    totals, group, words = state
+    totals, group, words = state[0], state[1], state[2]
     real = out.dtype.type
     safe_low, safe_high = real(limits[0]), real(limits[1])
     one, zero = real(1.0), real(0.0)
@@ -383,7 +384,7 @@ def add_tally(tally: Any, histogram: Any) -> None:
 @nb.njit(nogil=True)  # type: ignore[untyped-decorator]
 def accumulate_rows(bits: Any, rows: Any, lo: int, hi: int, element: Any, x: Any, state: Any, at: int) -> None:
     """Add rows ``(start, stop)``, all of one group, to a tile's state; ``x`` has an entry for each row."""
-    _, group, words = state
+    group, words = state[1], state[2]
     _count_distinct(bits, rows, lo, hi, element[1], words, at)
     _add_rows(bits, rows, lo, hi, element[0], x, group, at)
 
@@ -406,9 +407,9 @@ def finish(
     ``line``: `Abscissa.terms`.  ``figures``: counts and sums.  ``maps``: of R², slope and intercept; those that
     nobody wants are empty.
     """
-    out, positions, tally = scratch
-    counts, sums = figures
-    r2, slope, intercept = maps
+    out, positions, tally = scratch[0], scratch[1], scratch[2]
+    counts, sums = figures[0], figures[1]
+    r2, slope, intercept = maps[0], maps[1], maps[2]
     close_group(line[0] <= GROUP_ROWS, state, at, n)
     _solve(line, limits, state, at, n, out)
     _sum_up(line[0], element, state, at, n, out, sums)
