@@ -18,7 +18,7 @@ from ckptlin.dtypes import TensorDType, from_zarr, is_fitted
 from ckptlin.errors import InputError, SelectionError
 from ckptlin.execution import available_workers, batches, open_executor
 from ckptlin.memory import MemoryPlan, default_budget
-from ckptlin.methods import get_method
+from ckptlin.methods import parse_method
 from ckptlin.model_card import model_card, provenance
 from ckptlin.naming import is_buffer, matches, select
 from ckptlin.progress import NO_PROGRESS, Progress
@@ -174,16 +174,16 @@ def plan_extrapolation(
         raise InputError(f"--dtype {dtype!r} is not known; choose one of {', '.join(_OUTPUT_DTYPES)}")
     out = Path(out_dir)
     check_output(Path(os.path.realpath(out)), out, overwrite=overwrite)
-    entry = get_method(method)
+    spec = parse_method(method)
     window = select_rows(source.steps, steps)
     if from_step is not None or to_step is not None:
-        if method != "two-point":
-            raise InputError(f"--from and --to belong to the method two-point, not to {method}; use --steps")
+        if spec.name != "two-point":
+            raise InputError(f"--from and --to belong to the method two-point, not to {spec.name}; use --steps")
         window = _between(source, window, from_step, to_step)
     observed = np.array([source.steps[row] for row in window], np.float64)
-    coefficients = entry.function(observed, float(target), None)
+    coefficients = spec.coefficients(observed, target)
     output_dtype = None if dtype is None else from_zarr(dtype)
-    patterns = tuple(entry.keep if keep is None else keep)
+    patterns = tuple(spec.keep if keep is None else keep)
     if keep:
         select(dict.fromkeys([*source.tensors, *source.tied]), keep, option="--keep")
     used = [i for i, a in enumerate(coefficients) if a != 0.0]
@@ -201,7 +201,7 @@ def plan_extrapolation(
         source=source,
         target=target,
         out_dir=out,
-        method=method,
+        method=str(spec),
         window=tuple(source.steps[row] for row in window),
         rows=rows,
         coefficients=chosen,
@@ -252,7 +252,7 @@ def extrapolate(
     out_dir : path-like
         Directory of the checkpoint.  It appears whole or not at all.
     method : str
-        A name in `ckptlin.methods.METHODS`.
+        As `ckptlin.methods.parse_method` reads it: ``NAME`` or ``NAME:KEY=VALUE,...``.
     steps : str, optional
         Window of steps that the method sees.
     from_step, to_step : int, optional

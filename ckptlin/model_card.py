@@ -5,7 +5,7 @@ from typing import Any
 
 from ckptlin._version import __version__
 from ckptlin.checkpoints import RunTrajectories
-from ckptlin.methods import get_method
+from ckptlin.methods import parse_method
 from ckptlin.store.store import TrajectoryStore
 
 __all__ = ["model_card", "provenance"]
@@ -71,7 +71,7 @@ def model_card(record: Mapping[str, Any], warnings: Sequence[str]) -> str:
         origin = (
             f"These weights were not trained. {record['created_by']} predicted them for step {record['step']} "
             f"from {checkpoints} of `{record['source']}`, by `{record['method']}`: "
-            f"{get_method(record['method']).description}."
+            f"{parse_method(record['method']).description}."
         )
     share = f" ({lost / num:.1%})" if num else ""
     lines = [

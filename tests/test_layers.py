@@ -15,7 +15,7 @@ LAYERS = (
     {"ckptlin", "atomic", "memory", "naming", "trajectory", "urls"},
     {"kernels"},
     {"checkpoints", "store"},
-    {"execution", "finite", "null", "selection", "source", "summary", "template"},
+    {"execution", "finite", "gram_matrices", "null", "selection", "source", "summary", "template"},
     {"methods"},
     {"ingest_plan", "block_fit", "block_extrapolate", "model_card"},
     {"block_ingest", "fit"},
