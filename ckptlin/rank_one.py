@@ -20,8 +20,8 @@ from ckptlin.trajectory import Block, TensorSpec, thread_buffer
 
 __all__ = ["MAX_PASSES", "Direction", "RankOneUpdate", "as_matrices", "find_update", "leading_direction"]
 
-# Of noise alone, whose singular values crowd at the top, 20 to 38 passes are enough (sides of 500 to 9000); with one
-# component that stands out 6 to 13, and 4 where they fall off by a fifth each.
+# Noise alone, whose singular values crowd at the top, takes 20 to 38 passes (sides of 500 to 9000), one component
+# that stands out 6 to 13, and values that fall off by a fifth each 4.
 MAX_PASSES = 40
 # ‖DᵀD·v − σ²·v‖ relative to σ²; what is lost of σ² is of the order of its square.
 _TOLERANCE = 1e-6
@@ -130,7 +130,7 @@ def leading_direction(
 
 
 def _orthonormal(block: np.ndarray[Any, Any], basis: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
-    """Return orthonormal columns that span a block and are orthogonal to a basis; those that vanish are left out."""
+    """Return orthonormal columns that span what of a block is orthogonal to a basis."""
     columns: list[np.ndarray[Any, Any]] = []
     scale = np.abs(block).max(initial=0.0)
     for column in block.T:

@@ -115,8 +115,8 @@ def command(
         echo_pairs(
             [
                 ("would write", f"{plan.out_dir}, {format_bytes(plan.bytes_out)}"),
-                ("method", f"{plan.method} over steps {', '.join(map(str, plan.steps))}"),
-                ("coefficients", ", ".join(f"{a:+.4f}" for a in plan.coefficients)),
+                ("method", f"{plan.method_text} over steps {', '.join(map(str, plan.steps))}"),
+                ("coefficients", _coefficients(plan)),
                 ("would read", f"{format_bytes(plan.bytes_in)} of weights"),
                 ("memory", f"{format_bytes(plan.memory.peak_bytes)}, {plan.memory.num_workers} workers"),
             ]
@@ -145,3 +145,14 @@ def command(
         pairs.append(("gate", f"{result.num_gated:,} parameters held, R² under {min_r2}"))
     pairs.append(("time", f"{result.elapsed_s:.1f} s"))
     echo_pairs(pairs)
+
+
+def _coefficients(plan: Any) -> str:
+    """Describe the coefficients of a plan in a line."""
+    shown = plan.to_dict()
+    coefficients = shown["coefficients"]
+    if coefficients is None:
+        return f"none; {shown['rank_one']['factor']:+.4f} times the first component of each update"
+    if isinstance(coefficients, dict):
+        return f"of each of {len(coefficients)} tensors (--json)"
+    return ", ".join(f"{a:+.4f}" for a in coefficients)
