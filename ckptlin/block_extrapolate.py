@@ -223,7 +223,7 @@ class BlockPredictor:
                 regression.add(bits)
         assert total is not None  # noqa: S101 (there is at least one group)
         if move is not None:
-            shift = np.zeros(block.num_params)
+            shift = np.full(block.num_params, -0.0)  # to which adding nothing changes nothing
             move.add_to(shift, block)
             total.shift(shift)
         last = bits[-1]

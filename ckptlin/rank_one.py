@@ -20,7 +20,7 @@ from ckptlin.trajectory import Block, TensorSpec, thread_buffer
 
 __all__ = ["MAX_PASSES", "Direction", "RankOneUpdate", "as_matrices", "find_update", "leading_direction"]
 
-# Noise alone, whose singular values crowd at the top, takes 20 to 38 passes (sides of 500 to 9000), one component
+# Noise alone, whose singular values crowd at the top, takes 20 to 38 passes (sides of 500 to 9000), a component
 # that stands out 6 to 13, and values that fall off by a fifth each 4.
 MAX_PASSES = 40
 # ‖DᵀD·v − σ²·v‖ relative to σ²; what is lost of σ² is of the order of its square.

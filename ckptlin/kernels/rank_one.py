@@ -112,7 +112,8 @@ def _add_rank_one(total: Any, start: Any, left: Any, right: Any, num_rows: Any) 
     num_columns = right.shape[1]
     i, j = start // num_columns, start % num_columns
     for n in range(total.size):
-        total[n] += left[i] * right[i // num_rows, j]
+        if left[i] != 0.0:  # −0.0 of a row that never moved stays
+            total[n] += left[i] * right[i // num_rows, j]
         j += 1
         if j == num_columns:
             i, j = i + 1, 0
