@@ -17,8 +17,8 @@ from ckptlin.trajectory import Block, thread_buffer
 
 __all__ = ["BlockGram", "GramFigures", "accumulate", "increments", "strips_of"]
 
-# A sum of float32 squares below this may have lost some of them to subnormals: an error of 7e-46 in each of up to
-# 2^20 is then more than 1e-9 of it.
+# A sum of float32 squares below this may have lost some of them to subnormals: an error of 7e-46 in each of up
+# to 2^20 is then more than 1e-9 of it.
 _SAFE_SQUARES = 1e-30
 
 
@@ -87,9 +87,9 @@ def strips_of(num_groups: int, num_held: int) -> list[tuple[int, int]]:
 class BlockGram:
     """Multiplies the moves of batches of blocks: a small picklable task.
 
-    A block's rows are read at once where memory allows it.  Else a strip of them is held, a few groups of rows that
-    are read together, while the groups before it are read one after the other, latest first; then the next strip
-    is held.  Which way makes no difference to the result, not in the last bit.
+    A block's rows are read at once where memory allows it.  Else a strip of them is held, a few groups of rows
+    that are read together, while the groups before it are read one after the other, latest first; then the next
+    strip is held.  Which way makes no difference to the result, not in the last bit.
 
     Parameters
     ----------
@@ -161,7 +161,9 @@ class BlockGram:
             figures: GramFigures = multiply(path)
             if not np.isfinite(figures.products).all():
                 require_finite(self._source, block, self._rows, way_out="the tensor with --exclude")
-            elif real is reals[-1] or not (np.diag(figures.products) < _SAFE_SQUARES).any() or not path.any():
+                continue
+            squares = np.diag(figures.products)[self._first_new :]
+            if real is reals[-1] or not (squares < _SAFE_SQUARES).any() or not path.any():
                 return figures
         raise NonFiniteError(
             f"tensor `{block.tensor}` of {self._source.location} moves by about 1e150 or more, whose square is "

@@ -86,7 +86,8 @@ class GramMatrices:
         def rebased(matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             part = matrix[np.ix_(rows, rows)]
             column = matrix[rows, base]
-            return part - column[:, None] - column[None, :] + matrix[base, base]
+            moved: np.ndarray[Any, Any] = part - column[:, None] - column[None, :] + matrix[base, base]
+            return moved
 
         return GramMatrices(
             steps=tuple(self.steps[row] for row in rows),

@@ -15,8 +15,8 @@ __all__ = ["GramSums"]
 class GramSums:
     """Adds the figures of blocks in the order in which these lie in their tensor, whenever they come.
 
-    So the sums are the same to the last bit for any number of workers; figures that come early wait, and as blocks
-    are worked on in order, those are few.
+    So the sums are the same to the last bit for any number of workers; figures that come early wait, and as
+    blocks are worked on in order, those are few.
 
     Parameters
     ----------

@@ -7,9 +7,9 @@ exact or nearly so, a window of late steps does not inherit the rounding of a la
 rows can be added.
 
 Work goes tile by tile: the differences of 256 parameters are made in the cache, each pair of rows is multiplied
-and summed over the tile in the element type of the differences (float32, or float64 for `careful` blocks), and tiles
-are summed in float64.  Every product of a pair comes out of the same loop, four pairs at a time with rows of zeros to
-fill up, and tiles begin at fixed places: a pair's sum is the same to the last bit, whatever rows come along with it.
+and summed over the tile in float32 (in float64 where squares leave float32's range), and tiles are summed in
+float64.  Every product comes out of the same loop, four pairs at a time with rows of zeros to fill up, and
+tiles begin at fixed places: a pair's sum is the same to the last bit, whatever rows come along with it.
 
 A loop of our own and not BLAS: one thread's products of a tile of 14 rows took a third of the time of
 OpenBLAS called from numpy, of 50 rows about as much, and OpenBLAS would start threads of its own in every
