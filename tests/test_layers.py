@@ -19,7 +19,7 @@ LAYERS = (
     {"methods"},
     {"block_gram"},
     {"ingest_plan", "block_fit", "block_extrapolate", "gram_sums", "model_card"},
-    {"block_ingest", "gram"},
+    {"block_ingest", "gram", "gram_statistics"},
     {"fit"},
     {"ingest", "extrapolate", "export", "info", "verify"},
     {"report"},
