@@ -85,6 +85,7 @@ def coefficients_of(
     steps: Sequence[int],
     target: int,
     grams: GramMatrices | None = None,
+    tied: Mapping[str, str] | None = None,
 ) -> Coefficients:
     """Work out a method's coefficients over a window.
 
@@ -97,8 +98,10 @@ def coefficients_of(
         Their steps.
     target : int
     grams : GramMatrices, optional
-        Of just these steps; what a method with ``needs_gram`` needs.  Tensors that are not in it get the
-        coefficients of one that never moved.
+        Of just these steps; what a method with ``needs_gram`` needs.  A tensor without elements, which has
+        no matrix, counts as one that never moved.
+    tied : dict of str to str, optional
+        Names that go with another tensor's matrix.
 
     Raises
     ------
@@ -123,9 +126,9 @@ def coefficients_of(
         _check(spec, vector, observed.size, f" for tensor `{name}`")
     if len(own) and (own == own[0]).all():
         return Coefficients(tuple(rows), own[0].copy(), {})
-    return Coefficients(
-        tuple(rows), unmoved, {name: vector.copy() for name, vector in zip(grams.matrices, own, strict=True)}
-    )
+    by_tensor = {name: vector.copy() for name, vector in zip(grams.matrices, own, strict=True)}
+    aliases = {name: by_tensor[kept] for name, kept in (tied or {}).items() if kept in by_tensor}
+    return Coefficients(tuple(rows), unmoved, {**aliases, **by_tensor})
 
 
 def _check(spec: MethodSpec, vector: np.ndarray[Any, Any], num_rows: int, whose: str = "") -> None:

@@ -15,6 +15,7 @@ from ckptlin.checkpoints import CheckpointWriter, RunTrajectories
 from ckptlin.checkpoints.run import PROVENANCE_NAME
 from ckptlin.execution import Executor, batches, open_executor
 from ckptlin.extrapolate_plan import ExtrapolationPlan, plan_extrapolation
+from ckptlin.gram import gram
 from ckptlin.gram_matrices import GramMatrices
 from ckptlin.model_card import model_card, provenance
 from ckptlin.progress import NO_PROGRESS, Progress
@@ -111,7 +112,8 @@ def extrapolate(
     overwrite : bool
         Replace a checkpoint that is there.
     grams : GramMatrices, optional
-        Of at least the window's steps, for a method that depends on them.
+        Of at least the window's steps.  Default: those that the store keeps; where there are none and the
+        method depends on them, they are computed first, and not kept.
     memory_bytes, num_workers : int, optional
     scheduler : str, optional
     processes : bool
@@ -147,6 +149,23 @@ def extrapolate(
         num_workers=num_workers,
     )
     plan = make_plan(grams=grams)
+    if plan.gram_plan is not None:
+        if isinstance(source, TrajectoryStore):
+            progress.note(
+                f"method {plan.method_text} needs Gram matrices, which {source.location} does not keep of "
+                f"these steps; they are computed first, and `ckptlin gram {source.location}` would keep them"
+            )
+        computed = gram(
+            source,
+            steps=",".join(map(str, plan.window)),
+            memory_bytes=memory_bytes,
+            num_workers=num_workers,
+            scheduler=scheduler,
+            processes=processes,
+            keep=False,
+            progress=progress,
+        )
+        plan = make_plan(grams=computed)
     for warning in plan.warnings:
         progress.note(warning)
     with CheckpointWriter(plan.out_dir, plan.files, overwrite=overwrite) as writer:

@@ -16,6 +16,7 @@ from ckptlin.dtypes import TensorDType, from_zarr, is_fitted
 from ckptlin.errors import InputError, SelectionError
 from ckptlin.execution import available_workers
 from ckptlin.extrapolate_memory import figures_bytes, pair_bytes, plan_memory
+from ckptlin.gram import GramPlan, gram, plan_gram
 from ckptlin.gram_matrices import GramMatrices
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.methods import MethodSpec, parse_method
@@ -23,7 +24,7 @@ from ckptlin.methods.base import check_steps
 from ckptlin.methods.rank1_matrix import Rank1Matrix, parse_rank1_matrix
 from ckptlin.naming import is_buffer, matches, select
 from ckptlin.rank_one import MAX_PASSES, as_matrices
-from ckptlin.selection import select_rows
+from ckptlin.selection import fitted_tensors, select_rows
 from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.template import Template, template_of
 
@@ -61,8 +62,10 @@ class ExtrapolationPlan:
         Whether the target is a single observed checkpoint, which is then copied bit for bit.
     grams : GramMatrices or None
         Of the window, where they are at hand.
-    needs_gram : bool
-        Whether Gram matrices have to be computed first.
+    gram_plan : GramPlan or None
+        The pass that has to compute them first.
+    memory : MemoryPlan
+        Of the extrapolation itself, once the Gram matrices are there.
     warnings : tuple of str
     """
 
@@ -84,7 +87,7 @@ class ExtrapolationPlan:
     files: tuple[WeightFilePlan, ...] = field(repr=False)
     memory: MemoryPlan
     grams: GramMatrices | None = field(repr=False)
-    needs_gram: bool
+    gram_plan: GramPlan | None = field(repr=False)
     warnings: tuple[str, ...]
 
     @property
@@ -122,8 +125,15 @@ class ExtrapolationPlan:
 
     @property
     def bytes_in(self) -> int:
-        """Raw bytes of the trajectories to read, without those of Gram matrices to be computed."""
-        return sum(spec.num_bytes * self.num_reads(name) for name, spec in self.source.tensors.items())
+        """Raw bytes of the trajectories to read, those for Gram matrices among them."""
+        for_grams = 0 if self.gram_plan is None else self.gram_plan.bytes_in
+        return for_grams + sum(spec.num_bytes * self.num_reads(n) for n, spec in self.source.tensors.items())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Projected peak of resident memory, of both passes if there are two."""
+        for_grams = 0 if self.gram_plan is None else self.gram_plan.memory.peak_bytes
+        return max(self.memory.peak_bytes, for_grams)
 
     @property
     def num_streamed(self) -> int:
@@ -162,11 +172,11 @@ class ExtrapolationPlan:
             "tensors": {
                 rule: sum(r == rule for r in self.rules.values()) for rule in ("extrapolate", "keep", "copy")
             },
-            "computes_gram": self.needs_gram,
+            "bytes_in_for_gram": 0 if self.gram_plan is None else self.gram_plan.bytes_in,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "workers": self.memory.num_workers,
-            "peak_memory_bytes": self.memory.peak_bytes,
+            "peak_memory_bytes": self.peak_bytes,
             "warnings": list(self.warnings),
         }
         if self.rank_one is not None:
@@ -216,12 +226,17 @@ def plan_extrapolation(
         window = _between(source, window, from_step, to_step)
     observed = tuple(source.steps[row] for row in window)
     check_steps(spec.name, np.array(observed), spec.min_steps)
-    windowed = None if grams is None else _windowed(grams, observed)
+    windowed, gram_plan = None, None
+    if grams is not None:
+        windowed = _windowed(source, grams, observed)
+    else:
+        needed = isinstance(spec, MethodSpec) and spec.needs_gram
+        windowed, gram_plan = _grams(source, observed, memory_bytes, num_workers, needed=needed)
     output_dtype = None if dtype is None else from_zarr(dtype)
     patterns = tuple(spec.keep if keep is None else keep)
     if keep:
         select(dict.fromkeys([*source.tensors, *source.tied]), keep, option="--keep")
-    coefficients, factor = _predictor(spec, window, observed, target, windowed)
+    coefficients, factor = _predictor(source, spec, window, target, windowed)
     only = None if coefficients is None or factor else coefficients.single_row()
     exact = only is not None and not patterns and output_dtype is None and min_r2 is None
     if coefficients is not None and only is not None and exact:
@@ -259,26 +274,27 @@ def plan_extrapolation(
         files=_plan_files(template, output_dtype, max_shard_bytes),
         memory=memory,
         grams=windowed,
-        needs_gram=coefficients is None,
+        gram_plan=gram_plan,
         warnings=_warnings(observed, target),
     )
 
 
 def _predictor(
+    source: TrajectoryStore | RunTrajectories,
     spec: MethodSpec | Rank1Matrix,
     rows: tuple[int, ...],
-    steps: tuple[int, ...],
     target: int,
     grams: GramMatrices | None,
 ) -> tuple[Coefficients | None, float | None]:
     """Return the coefficients, None while Gram matrices are missing, and the factor of a rank-one update."""
+    steps = [source.steps[row] for row in rows]
     if isinstance(spec, Rank1Matrix):
         origin = np.zeros(len(rows))
         origin[-1 if spec.rest else 0] = 1.0
         return Coefficients(rows, origin, {}), spec.factor(steps[0], steps[-1], target)
     if spec.needs_gram and grams is None:
         return None, None
-    return coefficients_of(spec, rows, steps, target, grams), None
+    return coefficients_of(spec, rows, steps, target, grams, source.tied), None
 
 
 def _needed(coefficients: Coefficients, window: tuple[int, ...], factor: float | None) -> list[int]:
@@ -287,12 +303,36 @@ def _needed(coefficients: Coefficients, window: tuple[int, ...], factor: float |
     return sorted({*coefficients.used(), *ends, window[-1]})
 
 
-def _windowed(grams: GramMatrices, steps: tuple[int, ...]) -> GramMatrices:
+def _grams(
+    source: TrajectoryStore | RunTrajectories,
+    steps: tuple[int, ...],
+    memory_bytes: int | None,
+    num_workers: int | None,
+    *,
+    needed: bool,
+) -> tuple[GramMatrices | None, GramPlan | None]:
+    """Return the Gram matrices that a store keeps; or, where they are needed, the plan of the pass for them."""
+    listed = ",".join(map(str, steps))
+    is_kept = isinstance(source, TrajectoryStore) and source.record.gram is not None and len(steps) > 1
+    if not needed and not is_kept:
+        return None, None
+    plan = plan_gram(source, steps=listed, memory_bytes=memory_bytes, num_workers=num_workers, keep=False)
+    if plan.num_known == len(plan.rows):
+        return gram(source, steps=listed, keep=False), None
+    return None, plan if needed else None
+
+
+def _windowed(
+    source: TrajectoryStore | RunTrajectories, grams: GramMatrices, steps: tuple[int, ...]
+) -> GramMatrices:
     missing = [step for step in steps if step not in grams.steps]
     if missing:
         raise InputError(
             f"the Gram matrices lack step {missing[0]}: they were computed over {describe_steps(grams.steps)}"
         )
+    for spec in fitted_tensors(source):
+        if spec.name not in grams.matrices:
+            raise InputError(f"the Gram matrices lack tensor `{spec.name}` of {source.location}")
     if steps == grams.steps:
         return grams
     return grams.window([grams.steps.index(step) for step in steps])

@@ -117,8 +117,8 @@ def command(
                 ("would write", f"{plan.out_dir}, {format_bytes(plan.bytes_out)}"),
                 ("method", f"{plan.method_text} over steps {', '.join(map(str, plan.steps))}"),
                 ("coefficients", _coefficients(plan)),
-                ("would read", f"{format_bytes(plan.bytes_in)} of weights"),
-                ("memory", f"{format_bytes(plan.memory.peak_bytes)}, {plan.memory.num_workers} workers"),
+                ("would read", f"{format_bytes(plan.bytes_in)} of weights{_twice(plan)}"),
+                ("memory", f"{format_bytes(plan.peak_bytes)}, {plan.memory.num_workers} workers"),
             ]
         )
         for warning in plan.warnings:
@@ -147,10 +147,18 @@ def command(
     echo_pairs(pairs)
 
 
+def _twice(plan: Any) -> str:
+    if plan.gram_plan is None:
+        return ""
+    return f", {format_bytes(plan.gram_plan.bytes_in)} of them for Gram matrices"
+
+
 def _coefficients(plan: Any) -> str:
     """Describe the coefficients of a plan in a line."""
     shown = plan.to_dict()
     coefficients = shown["coefficients"]
+    if plan.gram_plan is not None:
+        return "follow from Gram matrices, which have to be computed first"
     if coefficients is None:
         return f"none; {shown['rank_one']['factor']:+.4f} times the first component of each update"
     if isinstance(coefficients, dict):
