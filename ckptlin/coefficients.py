@@ -71,6 +71,11 @@ class Coefficients:
             tuple(rows), self.shared[kept], {name: vector[kept] for name, vector in self.by_tensor.items()}
         )
 
+    def over(self, tensor: str, rows: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Return a tensor's coefficients over more rows, ``(len(rows),) float64``: 0 for those it has not."""
+        mine = dict(zip(self.rows, self.of(tensor).tolist(), strict=True))
+        return np.array([mine.get(row, 0.0) for row in rows])
+
     def to_plain(self) -> list[float] | dict[str, list[float]]:
         """Return them as plain data: one list if all tensors have the same."""
         if self.is_shared:

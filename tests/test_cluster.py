@@ -123,7 +123,16 @@ def test_a_fit_of_the_run_itself_has_the_same_figures(run, cluster):
 
 
 @pytest.mark.parametrize("source", ["store", "run"])
-@pytest.mark.parametrize("options", [{}, {"min_r2": 0.5, "dtype": "float32"}], ids=["plain", "gated"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "ols"},
+        {"method": "ols", "min_r2": 0.5, "dtype": "float32"},
+        {"method": "damped", "dtype": "float32"},
+        {"method": "rank1-matrix", "min_r2": 0.5},
+    ],
+    ids=["plain", "gated", "damped", "rank1"],
+)
 def test_an_extrapolated_checkpoint_has_the_same_bytes(run, stores, cluster, tmp_path, source, options):
     path = stores[0] if source == "store" else run
     done = {}

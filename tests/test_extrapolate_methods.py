@@ -134,18 +134,6 @@ def recorded_all(out):
     return json.loads((out / "ckptlin.json").read_text())["coefficients"]
 
 
-@pytest.mark.parametrize("min_r2", [None, 0.5])
-def test_processes_write_what_threads_write(root, store, tmp_path, min_r2):
-    for i, processes in enumerate((False, True)):
-        for method in ("damped", "rank1-matrix"):
-            extrapolate(
-                open_source(root / "bfloat16"), 36, tmp_path / f"{method}{i}", method=method, min_r2=min_r2,
-                processes=processes, num_workers=2,
-            )  # fmt: skip
-    for method in ("damped", "rank1-matrix"):
-        assert load_bytes(tmp_path / f"{method}0") == load_bytes(tmp_path / f"{method}1")
-
-
 @pytest.mark.parametrize("method", ["damped", "relex"])
 def test_gate_and_patterns_combine_with_coefficients_of_each_tensor(root, tmp_path, method):
     source = open_source(root / "float32")
@@ -227,7 +215,7 @@ def test_matrices_of_other_steps_are_refused(store, tmp_path):
     with pytest.raises(InputError, match=r"the Gram matrices lack step 12: .* 3 steps, 0 to 8"):
         extrapolate(store, 36, tmp_path / "out", method="damped", steps=WINDOW, grams=grams)
     partial = gram(store, exclude=["lm_head"], keep=False)
-    with pytest.raises(InputError, match="the Gram matrices lack tensor `lm_head.weight` of"):
+    with pytest.raises(InputError, match=r"the Gram matrices lack tensor `lm_head.weight` of"):
         extrapolate(store, 36, tmp_path / "out", method="damped", steps=WINDOW, grams=partial)
 
 

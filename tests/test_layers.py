@@ -19,7 +19,7 @@ LAYERS = (
     {"methods", "rank_one"},
     {"block_gram"},
     {"ingest_plan", "block_fit", "coefficients", "extrapolate_memory", "gram_sums"},
-    {"block_extrapolate", "block_ingest", "gram", "gram_statistics"},
+    {"block_extrapolate", "block_ingest", "gram", "gram_statistics", "intervals"},
     {"block_rank_one", "fit"},
     {"extrapolate_plan"},
     {"model_card"},
