@@ -20,6 +20,9 @@ __all__ = ["BlockGram", "GramFigures", "accumulate", "increments", "strips_of"]
 # A sum of float32 squares below this may have lost some of them to subnormals: an error of 7e-46 in each of up
 # to 2^20 is then more than 1e-9 of it.
 _SAFE_SQUARES = 1e-30
+# Blocks of up to so many parameters are summed in float64: they take no time, and over few tiles the rounding
+# of float32 does not average out.
+_FEW_PARAMS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +156,9 @@ class BlockGram:
         return self.of_bits(block, self._source.read_block(block, self._rows, thread_buffer()))
 
     def _carefully(self, block: Block, multiply: Any) -> GramFigures:
-        """Sum in float32, and in float64 where that cannot be trusted."""
-        dtype = self._dtype(block)
-        reals = (np.float64,) if dtype.zarr == "float64" else (np.float32, np.float64)
+        """Sum in float32, and in float64 where that cannot be trusted or costs nothing."""
+        is_wide = self._dtype(block).zarr == "float64" or block.num_params <= _FEW_PARAMS
+        reals = (np.float64,) if is_wide else (np.float32, np.float64)
         for real in reals:
             path = np.zeros(block.num_params, real)
             figures: GramFigures = multiply(path)

@@ -13,7 +13,9 @@ tiles begin at fixed places: a pair's sum is the same to the last bit, whatever 
 
 A loop of our own and not BLAS: one thread's products of a tile of 14 rows took a third of the time of
 OpenBLAS called from numpy, of 50 rows about as much, and OpenBLAS would start threads of its own in every
-worker.  Tiles of 256 were no slower than larger ones (14 rows fit into L1), and shorter sums are more accurate.
+worker.  Tiles of 256 were no slower than larger ones (14 rows fit into L1), and shorter sums are more accurate:
+over a million weights errors come to 2e-10 of the lengths of two moves, and of a square to at most 5e-8 (on a
+16-bit grid squares are rounded down more often than up: an odd square is 1 modulo 8).
 """
 
 from typing import Any
