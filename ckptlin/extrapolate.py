@@ -14,9 +14,10 @@ from ckptlin.block_rank_one import RankOnePredictor, tensor_batches
 from ckptlin.checkpoints import CheckpointWriter, RunTrajectories
 from ckptlin.checkpoints.run import PROVENANCE_NAME
 from ckptlin.execution import Executor, batches, open_executor
-from ckptlin.extrapolate_plan import ExtrapolationPlan, plan_extrapolation
+from ckptlin.extrapolate_plan import AUTO, ExtrapolationPlan, plan_extrapolation
 from ckptlin.gram import gram
 from ckptlin.gram_matrices import GramMatrices
+from ckptlin.intervals import check_path
 from ckptlin.model_card import model_card, provenance
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.store.store import TrajectoryStore
@@ -68,7 +69,7 @@ def extrapolate(
     target: int,
     out_dir: str | os.PathLike[str],
     *,
-    method: str = "ols",
+    method: str = AUTO,
     steps: str | None = None,
     from_step: int | None = None,
     to_step: int | None = None,
@@ -78,6 +79,7 @@ def extrapolate(
     max_shard_bytes: int | None = None,
     overwrite: bool = False,
     grams: GramMatrices | None = None,
+    intervals: str | os.PathLike[str] | None = None,
     memory_bytes: int | None = None,
     num_workers: int | None = None,
     scheduler: str | None = None,
@@ -95,7 +97,9 @@ def extrapolate(
         Directory of the checkpoint.  It appears whole or not at all.
     method : str
         As `ckptlin.methods.parse_method` reads it, ``NAME`` or ``NAME:KEY=VALUE,...``, or ``rank1-matrix``
-        (`ckptlin.methods.rank1_matrix.Rank1Matrix`).
+        (`ckptlin.methods.rank1_matrix.Rank1Matrix`), or ``auto``: what `ckptlin.backtest.choose` finds best by
+        the window's own past.  Where that cannot tell methods apart, with two checkpoints or for a target that
+        is not after the last, ``auto`` is ``ols``.
     steps : str, optional
         Window of steps that the method sees.
     from_step, to_step : int, optional
@@ -113,7 +117,10 @@ def extrapolate(
         Replace a checkpoint that is there.
     grams : GramMatrices, optional
         Of at least the window's steps.  Default: those that the store keeps; where there are none and the
-        method depends on them, they are computed first, and not kept.
+        method or ``intervals`` depend on them, they are computed first, and not kept.
+    intervals : path-like, optional
+        A file (``.json`` or ``.csv``) for prediction-interval widths of every tensor, see
+        `ckptlin.intervals.prediction_intervals`; it is replaced if it is there.
     memory_bytes, num_workers : int, optional
     scheduler : str, optional
     processes : bool
@@ -131,6 +138,8 @@ def extrapolate(
     DiskFullError, MemoryBudgetError, CorruptChunkError
     """
     started = time.perf_counter()
+    if intervals is not None:
+        check_path(Path(intervals))
     make_plan = partial(
         plan_extrapolation,
         source,
@@ -145,6 +154,7 @@ def extrapolate(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
+        with_intervals=intervals is not None,
         memory_bytes=memory_bytes,
         num_workers=num_workers,
     )
@@ -152,8 +162,8 @@ def extrapolate(
     if plan.gram_plan is not None:
         if isinstance(source, TrajectoryStore):
             progress.note(
-                f"method {plan.method_text} needs Gram matrices, which {source.location} does not keep of "
-                f"these steps; they are computed first, and `ckptlin gram {source.location}` would keep them"
+                f"Gram matrices of these steps are computed first, because {source.location} keeps none of "
+                f"them; `ckptlin gram {source.location}` would keep them"
             )
         computed = gram(
             source,
@@ -168,18 +178,21 @@ def extrapolate(
         plan = make_plan(grams=computed)
     for warning in plan.warnings:
         progress.note(warning)
+    widths = None if intervals is None else plan.intervals()
     with CheckpointWriter(plan.out_dir, plan.files, overwrite=overwrite) as writer:
         with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
             losses = _predict(plan, writer, executor, progress)
         num_params = sum(
             source.tensors[name].num_params for name, rule in plan.rules.items() if rule == "extrapolate"
         )
-        record = provenance(plan=plan, dtype=dtype, num_params=num_params, losses=losses)
+        record = provenance(plan=plan, dtype=dtype, num_params=num_params, losses=losses, widths=widths)
         for name, data in _sidecars(plan).items():
             writer.add_file(name, data)
         writer.add_file(PROVENANCE_NAME, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
         writer.add_file("README.md", model_card(record, plan.warnings).encode())
         writer.commit()
+    if intervals is not None and widths is not None:
+        widths.save(Path(intervals))
     return ExtrapolationResult(
         out_dir=plan.out_dir,
         num_params=num_params,

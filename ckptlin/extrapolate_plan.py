@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ckptlin.backtest import choose
 from ckptlin.block_rank_one import RankOneStep
 from ckptlin.checkpoints import RunTrajectories, WeightFilePlan, plan_files
 from ckptlin.checkpoints.output_directory import check_output
@@ -15,9 +16,11 @@ from ckptlin.coefficients import Coefficients, coefficients_of
 from ckptlin.dtypes import TensorDType, from_zarr, is_fitted
 from ckptlin.errors import InputError, SelectionError
 from ckptlin.execution import available_workers
+from ckptlin.expectation import Expected, expect
 from ckptlin.extrapolate_memory import figures_bytes, pair_bytes, plan_memory
 from ckptlin.gram import GramPlan, gram, plan_gram
 from ckptlin.gram_matrices import GramMatrices
+from ckptlin.intervals import MIN_STEPS, PredictionIntervals, prediction_intervals
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.methods import MethodSpec, parse_method
 from ckptlin.methods.base import check_steps
@@ -31,6 +34,8 @@ from ckptlin.template import Template, template_of
 __all__ = ["AUTO", "ExtrapolationPlan", "plan_extrapolation"]
 
 AUTO = "auto"
+# With two checkpoints there is one line, whatever the method.
+_MIN_CHOICE = 3
 # Beyond this multiple of the observed span the paper's own extrapolations collapse (its 600 → 1600).
 _FAR = 2.0
 # Beyond it float64 does not tell one step from the next.
@@ -48,7 +53,11 @@ class ExtrapolationPlan:
     method : MethodSpec or Rank1Matrix or None
         None for ``auto`` until the Gram matrices are there.
     is_auto : bool
-        Whether the method was, or is to be, chosen by the backtest.
+        Whether the method was, or is to be, chosen for the user.
+    reason : str or None
+        Why this one was chosen.
+    expected : Expected or None
+        What the method would have been worth in the run's past, where Gram matrices are at hand.
     window : tuple of int
         Steps that the method sees.
     coefficients : Coefficients or None
@@ -74,6 +83,8 @@ class ExtrapolationPlan:
     out_dir: Path
     method: MethodSpec | Rank1Matrix | None
     is_auto: bool
+    reason: str | None
+    expected: Expected | None
     window: tuple[int, ...]
     window_rows: tuple[int, ...] = field(repr=False)
     coefficients: Coefficients | None
@@ -151,6 +162,22 @@ class ExtrapolationPlan:
         """Bytes of weights to write."""
         return sum(file.num_bytes for file in self.files)
 
+    def intervals(self) -> PredictionIntervals:
+        """Return prediction-interval widths of every tensor, beside the move that is predicted for it.
+
+        Before rounding and the gate; a tensor that is kept has no move.
+        """
+        assert self.grams is not None  # noqa: S101 (they are computed where intervals are asked for)
+        moves = None
+        if self.coefficients is not None and self.rank_one is None:
+            last = np.zeros(len(self.window_rows))
+            last[-1] = 1.0
+            moves = {
+                name: self.coefficients.over(name, self.window_rows) if rule == "extrapolate" else last
+                for name, rule in self.rules.items()
+            }
+        return prediction_intervals(self.grams, self.target, moves)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         coefficients = self.coefficients
@@ -162,7 +189,9 @@ class ExtrapolationPlan:
             "step": self.target,
             "out": str(self.out_dir),
             "method": self.method_text,
-            "chosen_by_backtest": self.is_auto,
+            "auto": self.is_auto,
+            "reason": self.reason,
+            "expected": None if self.expected is None else self.expected.to_dict(),
             "steps": list(steps),
             "coefficients": None
             if coefficients is None or self.rank_one is not None
@@ -194,7 +223,7 @@ def plan_extrapolation(
     target: int,
     out_dir: str | os.PathLike[str],
     *,
-    method: str = "ols",
+    method: str = AUTO,
     steps: str | None = None,
     from_step: int | None = None,
     to_step: int | None = None,
@@ -204,10 +233,14 @@ def plan_extrapolation(
     max_shard_bytes: int | None = None,
     overwrite: bool = False,
     grams: GramMatrices | None = None,
+    with_intervals: bool = False,
     memory_bytes: int | None = None,
     num_workers: int | None = None,
 ) -> ExtrapolationPlan:
-    """Work out what `ckptlin.extrapolate.extrapolate` would do; same parameters and errors."""
+    """Work out what `ckptlin.extrapolate.extrapolate` would do; same parameters and errors.
+
+    ``with_intervals`` says that Gram matrices are needed for prediction intervals too.
+    """
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--workers must be at least 1, not {num_workers}")
     if min_r2 is not None and not 0.0 <= min_r2 <= 1.0:
@@ -218,22 +251,37 @@ def plan_extrapolation(
         raise InputError(f"--dtype {dtype!r} is not known; choose one of {', '.join(_OUTPUT_DTYPES)}")
     out = Path(out_dir)
     check_output(Path(os.path.realpath(out)), out, overwrite=overwrite)
-    spec = parse_rank1_matrix(method) or parse_method(method)
+    is_auto = method.strip() == AUTO
+    spec = None if is_auto else parse_rank1_matrix(method) or parse_method(method)
     window = select_rows(source.steps, steps)
     if from_step is not None or to_step is not None:
-        if spec.name != "two-point":
-            raise InputError(f"--from and --to belong to the method two-point, not to {spec.name}; use --steps")
+        if spec is None or spec.name != "two-point":
+            raise InputError(f"--from and --to belong to the method two-point, not to {method}; use --steps")
         window = _between(source, window, from_step, to_step)
     observed = tuple(source.steps[row] for row in window)
-    check_steps(spec.name, np.array(observed), spec.min_steps)
+    reason = None
+    if spec is None:
+        spec, reason = _without_choice(observed, target)
+    if spec is not None:
+        check_steps(spec.name, np.array(observed), spec.min_steps)
+    if with_intervals and len(observed) < MIN_STEPS:
+        raise InputError(f"--intervals needs at least {MIN_STEPS} checkpoints: a line leaves two no residual")
     windowed, gram_plan = None, None
     if grams is not None:
         windowed = _windowed(source, grams, observed)
     else:
-        needed = isinstance(spec, MethodSpec) and spec.needs_gram
+        needed = with_intervals or spec is None or (isinstance(spec, MethodSpec) and spec.needs_gram)
         windowed, gram_plan = _grams(source, observed, memory_bytes, num_workers, needed=needed)
+    if spec is None and windowed is not None:
+        verdict = choose(windowed, target)
+        spec, reason = verdict.method, verdict.reason
     output_dtype = None if dtype is None else from_zarr(dtype)
-    patterns = tuple(spec.keep if keep is None else keep)
+    expected = None
+    if isinstance(spec, MethodSpec) and windowed is not None:
+        expected = expect(windowed, spec, target, dtype=output_dtype)
+    # What auto uses was judged without any pattern.
+    by_default = () if is_auto or spec is None else spec.keep
+    patterns = tuple(by_default if keep is None else keep)
     if keep:
         select(dict.fromkeys([*source.tensors, *source.tied]), keep, option="--keep")
     coefficients, factor = _predictor(source, spec, window, target, windowed)
@@ -260,7 +308,9 @@ def plan_extrapolation(
         target=target,
         out_dir=out,
         method=spec,
-        is_auto=False,
+        is_auto=is_auto,
+        reason=reason,
+        expected=expected,
         window=observed,
         window_rows=window,
         coefficients=coefficients,
@@ -275,13 +325,23 @@ def plan_extrapolation(
         memory=memory,
         grams=windowed,
         gram_plan=gram_plan,
-        warnings=_warnings(observed, target),
+        warnings=(*_warnings(observed, target), *(() if expected is None else expected.warnings)),
     )
+
+
+def _without_choice(steps: tuple[int, ...], target: int) -> tuple[MethodSpec | None, str | None]:
+    """Return what ``auto`` is where no past could tell methods apart, and why; None where one might."""
+    if len(steps) < _MIN_CHOICE:
+        there = "there is one line" if len(steps) == 2 else "there is no line"
+        return parse_method("ols"), f"through {describe_steps(steps)}, {there}"
+    if target <= steps[-1]:
+        return parse_method("ols"), f"step {target} is not after the last that was observed, {steps[-1]}"
+    return None, None
 
 
 def _predictor(
     source: TrajectoryStore | RunTrajectories,
-    spec: MethodSpec | Rank1Matrix,
+    spec: MethodSpec | Rank1Matrix | None,
     rows: tuple[int, ...],
     target: int,
     grams: GramMatrices | None,
@@ -292,7 +352,7 @@ def _predictor(
         origin = np.zeros(len(rows))
         origin[-1 if spec.rest else 0] = 1.0
         return Coefficients(rows, origin, {}), spec.factor(steps[0], steps[-1], target)
-    if spec.needs_gram and grams is None:
+    if spec is None or (spec.needs_gram and grams is None):
         return None, None
     return coefficients_of(spec, rows, steps, target, grams, source.tied), None
 

@@ -17,9 +17,11 @@ from ckptlin.errors import InputError
 from ckptlin.gram_matrices import GramMatrices
 from ckptlin.student_t import two_sided_quantile
 
-__all__ = ["PredictionIntervals", "TensorInterval", "check_path", "prediction_intervals"]
+__all__ = ["MIN_STEPS", "PredictionIntervals", "TensorInterval", "check_path", "prediction_intervals"]
 
 _FORMATS = (".json", ".csv")
+# Fewest checkpoints that leave a residual.
+MIN_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +167,9 @@ def prediction_intervals(
         If there are fewer than 3 steps, which leave no residual, or the level is no probability.
     """
     num_steps = len(grams.steps)
-    if num_steps < 3:
+    if num_steps < MIN_STEPS:
         raise InputError(
-            f"prediction intervals need at least 3 checkpoints, and {num_steps} were selected: a line through "
+            f"prediction intervals need at least {MIN_STEPS} checkpoints, and {num_steps} were selected: a line through "
             "two leaves no residual"
         )
     steps = np.array(grams.steps, np.float64)

@@ -123,7 +123,7 @@ def test_every_method_is_its_coefficients_applied(store, tmp_path, method, targe
 
 @pytest.mark.parametrize("target", [37, 500, 1000])
 def test_ols_is_the_value_of_the_fitted_line(store, tmp_path, target):
-    extrapolate(store, target, tmp_path / "out")
+    extrapolate(store, target, tmp_path / "out", method="ols")
     found = load_weights(tmp_path / "out")
     trajectories = {name: np.array([weights_at(step, MODEL)[name] for step in STEPS]) for name in MODEL}
     num_checked = 0
@@ -145,7 +145,7 @@ def test_ols_is_the_value_of_the_fitted_line(store, tmp_path, target):
 
 @pytest.mark.parametrize("target", [-30, 250, 731])
 def test_ols_over_two_checkpoints_is_two_point(store, tmp_path, target):
-    extrapolate(store, target, tmp_path / "ols", steps="100,300")
+    extrapolate(store, target, tmp_path / "ols", method="ols", steps="100,300")
     extrapolate(store, target, tmp_path / "two-point", method="two-point", steps="100,300", keep=())
     assert load_bytes(tmp_path / "ols") == load_bytes(tmp_path / "two-point")
 

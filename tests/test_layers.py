@@ -20,7 +20,7 @@ LAYERS = (
     {"block_gram"},
     {"ingest_plan", "block_fit", "coefficients", "extrapolate_memory", "gram_sums"},
     {"block_extrapolate", "block_ingest", "gram", "gram_statistics", "intervals"},
-    {"block_rank_one", "fit"},
+    {"block_rank_one", "expectation", "fit"},
     {"extrapolate_plan"},
     {"model_card"},
     {"ingest", "extrapolate", "export", "info", "verify"},
