@@ -12,7 +12,7 @@ from ckptlin.dtypes import from_zarr
 from ckptlin.errors import NonFiniteError
 from ckptlin.finite import require_finite
 from ckptlin.kernels.narrow import narrow
-from ckptlin.kernels.regression import Abscissa, BlockFit, BlockRegression
+from ckptlin.kernels.regression import SUM, Abscissa, BlockFit, BlockRegression
 from ckptlin.naming import encode_name
 from ckptlin.selection import row_groups
 from ckptlin.store.chunk_codec import encode_plain
@@ -128,7 +128,10 @@ class BlockFitter:
         if len(self._groups) == 1:
             bits = self._source.read_block(block, self._groups[0], thread_buffer())
             result, trusted = regression.fit(bits)
-            gram = self._gram.of_bits(block, bits) if self._gram is not None and trusted else None
+            gram = None
+            if self._gram is not None and trusted:
+                rounding = 0.0 if spec.dtype.zarr == "float64" else result.sums[SUM.rounding] / len(bits)
+                gram = self._gram.of_bits(block, bits, rounding=float(rounding))
             return result, trusted, bits[:, columns], gram
         sampled = []
         for group in self._groups:

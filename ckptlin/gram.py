@@ -310,7 +310,7 @@ def gram(
 
     Notes
     -----
-    Products are summed in float32 over 256 parameters and in float64 across them; the result does not depend on
+    Products are summed in float32 over 512 parameters and in float64 across them; the result does not depend on
     workers, memory, chunks of steps or the order of the blocks, not in the last bit.
     """
     make_plan = partial(
@@ -364,7 +364,8 @@ def stage_gram(writer: StoreWriter, record: StoreRecord, grams: GramMatrices) ->
     for dtype, names in sampled_together(record).items():
         samples = np.concatenate([grams.samples[name].view(dtype.bits) for name in names], axis=1)
         arrays += _cut(f"samples/{dtype.zarr}", samples, min(samples.shape[1], SAMPLE_CHUNK), MAP_COMPRESSOR)
-    writer.files.map(lambda item: writer.files.write(item[0], encode_plain(item[1], item[2])), arrays)
+    for key, array, compressor in arrays:
+        writer.files.write_behind(key, encode_plain(array, compressor))
 
 
 def _cut(

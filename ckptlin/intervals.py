@@ -169,8 +169,8 @@ def prediction_intervals(
     num_steps = len(grams.steps)
     if num_steps < MIN_STEPS:
         raise InputError(
-            f"prediction intervals need at least {MIN_STEPS} checkpoints, and {num_steps} were selected: a line through "
-            "two leaves no residual"
+            f"prediction intervals need at least {MIN_STEPS} checkpoints, and {num_steps} were selected: "
+            "a line leaves two no residual"
         )
     steps = np.array(grams.steps, np.float64)
     centred = steps - steps.mean()

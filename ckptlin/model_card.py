@@ -132,8 +132,8 @@ def _expectations(record: Mapping[str, Any]) -> list[str]:
         origins = f"{expected['num_origins']} origin{'' if expected['num_origins'] == 1 else 's'}"
         rows.append(
             "| skill to expect (0: the last checkpoint, 1: the trained one) | "
-            f"{expected['skill']:.2f}{spread}, from {origins} of the run's own past that reached {expected['in_predictions_of_reach']:.2f} "
-            f"spans; this is {expected['reach']:.2f} |"
+            f"{expected['skill']:.2f}{spread}, from {origins} of the run's own past that reached "
+            f"{expected['in_predictions_of_reach']:.2f} spans; this is {expected['reach']:.2f} |"
         )
         if expected["skill_after_rounding"] is not None:
             rows.append(

@@ -50,4 +50,4 @@ def save_trained_run(
             saved.load_state_dict(model.state_dict())
             name = str(dtype).removeprefix("torch.")
             saved.to(dtype).save_pretrained(root / name / f"checkpoint-{number * every}")
-        train(every, 1e-3)
+        train(every, 3e-4)
