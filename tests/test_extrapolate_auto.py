@@ -209,7 +209,7 @@ def test_beyond_reach_there_is_a_warning(wavering, tmp_path):
 
 
 def test_further_than_any_prediction_of_the_past_there_is_another(store, tmp_path):
-    result = extrapolate(store, 200, tmp_path / "out", method="damped")
+    result = extrapolate(store, 200, tmp_path / "out", method="damped", steps=WINDOW)
     assert any("no prediction of this run's past reaches as far as step 200" in w for w in result.warnings)
     assert not result.record["expected"]["is_tested"]
     assert extrapolate(store, 56, tmp_path / "near", method="damped").warnings == ()
