@@ -13,6 +13,7 @@ from ckptlin.block_extrapolate import BlockPredictor, Losses, PredictionItem
 from ckptlin.block_rank_one import RankOnePredictor, tensor_batches
 from ckptlin.checkpoints import CheckpointWriter, RunTrajectories
 from ckptlin.checkpoints.run import PROVENANCE_NAME
+from ckptlin.errors import NonFiniteError
 from ckptlin.execution import Executor, batches, open_executor
 from ckptlin.extrapolate_plan import AUTO, ExtrapolationPlan, plan_extrapolation
 from ckptlin.gram import gram
@@ -25,6 +26,7 @@ from ckptlin.trajectory import Block
 
 __all__ = ["ExtrapolationPlan", "ExtrapolationResult", "extrapolate", "plan_extrapolation"]
 
+_KEEP = "let the tensor keep its last value with --keep"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -165,16 +167,26 @@ def extrapolate(
                 f"Gram matrices of these steps are computed first, because {source.location} keeps none of "
                 f"them; `ckptlin gram {source.location}` would keep them"
             )
-        computed = gram(
-            source,
-            steps=",".join(map(str, plan.window)),
-            memory_bytes=memory_bytes,
-            num_workers=num_workers,
-            scheduler=scheduler,
-            processes=processes,
-            keep=False,
-            progress=progress,
-        )
+        try:
+            computed = gram(
+                source,
+                steps=",".join(map(str, plan.window)),
+                exclude=plan.excluded,
+                memory_bytes=memory_bytes,
+                num_workers=num_workers,
+                scheduler=scheduler,
+                processes=processes,
+                keep=False,
+                progress=progress,
+            )
+        except NonFiniteError as error:
+            # What a Gram pass leaves out, an extrapolation keeps.
+            advice = (
+                str(error)
+                .replace("the tensor with --exclude", _KEEP)
+                .replace("leave it out with --exclude", _KEEP)
+            )
+            raise NonFiniteError(advice) from error
         plan = make_plan(grams=computed)
     for warning in plan.warnings:
         progress.note(warning)

@@ -27,9 +27,10 @@ from ckptlin.methods.base import check_steps
 from ckptlin.methods.rank1_matrix import Rank1Matrix, parse_rank1_matrix
 from ckptlin.naming import is_buffer, matches, select
 from ckptlin.rank_one import MAX_PASSES, as_matrices
-from ckptlin.selection import fitted_tensors, select_rows
+from ckptlin.selection import select_rows
 from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.template import Template, template_of
+from ckptlin.trajectory import TensorSpec
 
 __all__ = ["AUTO", "ExtrapolationPlan", "plan_extrapolation"]
 
@@ -121,6 +122,11 @@ class ExtrapolationPlan:
         """Step of each row."""
         return tuple(self.source.steps[row] for row in self.rows)
 
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of tensors that a Gram pass leaves out."""
+        return _matching(self.source, self.keep)
+
     def num_reads(self, tensor: str) -> int:
         """How often each parameter of a tensor is read, of all rows together.
 
@@ -163,19 +169,14 @@ class ExtrapolationPlan:
         return sum(file.num_bytes for file in self.files)
 
     def intervals(self) -> PredictionIntervals:
-        """Return prediction-interval widths of every tensor, beside the move that is predicted for it.
+        """Return prediction-interval widths of every tensor that is extrapolated, beside its predicted move.
 
-        Before rounding and the gate; a tensor that is kept has no move.
+        Before rounding and the gate.
         """
         assert self.grams is not None  # noqa: S101 (they are computed where intervals are asked for)
         moves = None
         if self.coefficients is not None and self.rank_one is None:
-            last = np.zeros(len(self.window_rows))
-            last[-1] = 1.0
-            moves = {
-                name: self.coefficients.over(name, self.window_rows) if rule == "extrapolate" else last
-                for name, rule in self.rules.items()
-            }
+            moves = {name: self.coefficients.over(name, self.window_rows) for name in self.grams.matrices}
         return prediction_intervals(self.grams, self.target, moves)
 
     def to_dict(self) -> dict[str, Any]:
@@ -266,32 +267,39 @@ def plan_extrapolation(
         check_steps(spec.name, np.array(observed), spec.min_steps)
     if with_intervals and len(observed) < MIN_STEPS:
         raise InputError(f"--intervals needs at least {MIN_STEPS} checkpoints: a line leaves two no residual")
-    windowed, gram_plan = None, None
-    if grams is not None:
-        windowed = _windowed(source, grams, observed)
-    else:
-        needed = with_intervals or spec is None or (isinstance(spec, MethodSpec) and spec.needs_gram)
-        windowed, gram_plan = _grams(source, observed, memory_bytes, num_workers, needed=needed)
-    if spec is None and windowed is not None:
-        verdict = choose(windowed, target)
-        spec, reason = verdict.method, verdict.reason
     output_dtype = None if dtype is None else from_zarr(dtype)
-    expected = None
-    if isinstance(spec, MethodSpec) and windowed is not None:
-        expected = expect(windowed, spec, target, dtype=output_dtype)
     # What auto uses was judged without any pattern.
     by_default = () if is_auto or spec is None else spec.keep
     patterns = tuple(by_default if keep is None else keep)
     if keep:
         select(dict.fromkeys([*source.tensors, *source.tied]), keep, option="--keep")
+    rules = _rules(source, patterns)
+    if spec is None and not _fitted(source, rules):
+        spec, reason = parse_method("ols"), "no tensor is extrapolated"
+    windowed, gram_plan = None, None
+    if grams is not None:
+        windowed = _windowed(source, grams, observed, rules)
+    else:
+        needed = with_intervals or spec is None or (isinstance(spec, MethodSpec) and spec.needs_gram)
+        excluded = _matching(source, patterns)
+        windowed, gram_plan = _grams(
+            source, observed, rules, excluded, memory_bytes, num_workers, needed=needed
+        )
+    if spec is None and windowed is not None:
+        verdict = choose(windowed, target)
+        spec, reason = verdict.method, verdict.reason
+    expected = None
+    if isinstance(spec, MethodSpec) and windowed is not None:
+        expected = expect(windowed, spec, target, dtype=output_dtype)
     coefficients, factor = _predictor(source, spec, window, target, windowed)
     only = None if coefficients is None or factor else coefficients.single_row()
     exact = only is not None and not patterns and output_dtype is None and min_r2 is None
     if coefficients is not None and only is not None and exact:
         coefficients = coefficients.restricted((only,))
-    elif coefficients is not None and min_r2 is None:
+        rules = dict.fromkeys(rules, "copy")
+    _require_fitted(source, rules)
+    if coefficients is not None and not exact and min_r2 is None:
         coefficients = coefficients.restricted(_needed(coefficients, window, factor))
-    rules = _rules(source, patterns, exact)
     memory, held_bytes = plan_memory(
         source,
         rules,
@@ -366,6 +374,8 @@ def _needed(coefficients: Coefficients, window: tuple[int, ...], factor: float |
 def _grams(
     source: TrajectoryStore | RunTrajectories,
     steps: tuple[int, ...],
+    rules: Mapping[str, str],
+    excluded: Sequence[str],
     memory_bytes: int | None,
     num_workers: int | None,
     *,
@@ -374,25 +384,60 @@ def _grams(
     """Return the Gram matrices that a store keeps; or, where they are needed, the plan of the pass for them."""
     listed = ",".join(map(str, steps))
     is_kept = isinstance(source, TrajectoryStore) and source.record.gram is not None and len(steps) > 1
-    if not needed and not is_kept:
+    names = [t.name for t in _fitted(source, rules)]
+    if not names or (not needed and not is_kept):
         return None, None
-    plan = plan_gram(source, steps=listed, memory_bytes=memory_bytes, num_workers=num_workers, keep=False)
+    plan = plan_gram(
+        source,
+        steps=listed,
+        exclude=excluded,
+        memory_bytes=memory_bytes,
+        num_workers=num_workers,
+        keep=False,
+    )
     if plan.num_known == len(plan.rows):
-        return gram(source, steps=listed, keep=False), None
+        return _windowed(source, gram(source, steps=listed, exclude=excluded, keep=False), steps, rules), None
     return None, plan if needed else None
 
 
+def _fitted(source: TrajectoryStore | RunTrajectories, rules: Mapping[str, str]) -> list[TensorSpec]:
+    """List the extrapolated tensors that have Gram matrices."""
+    return [
+        spec
+        for name, spec in source.tensors.items()
+        if rules[name] == "extrapolate"
+        and is_fitted(spec.dtype)
+        and spec.num_params
+        and name not in source.tied
+    ]
+
+
+def _matching(source: TrajectoryStore | RunTrajectories, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the patterns that name a tensor; others name a tied name, or nothing."""
+    return tuple(p for p in patterns if any(matches(name, p) for name in source.tensors))
+
+
 def _windowed(
-    source: TrajectoryStore | RunTrajectories, grams: GramMatrices, steps: tuple[int, ...]
+    source: TrajectoryStore | RunTrajectories,
+    grams: GramMatrices,
+    steps: tuple[int, ...],
+    rules: Mapping[str, str],
 ) -> GramMatrices:
+    """Restrict matrices to a window and to the tensors that are extrapolated."""
     missing = [step for step in steps if step not in grams.steps]
     if missing:
         raise InputError(
             f"the Gram matrices lack step {missing[0]}: they were computed over {describe_steps(grams.steps)}"
         )
-    for spec in fitted_tensors(source):
-        if spec.name not in grams.matrices:
-            raise InputError(f"the Gram matrices lack tensor `{spec.name}` of {source.location}")
+    names = [spec.name for spec in _fitted(source, rules)]
+    for name in names:
+        if name not in grams.matrices:
+            raise InputError(f"the Gram matrices lack tensor `{name}` of {source.location}")
+    grams = replace(
+        grams,
+        matrices={name: grams.matrices[name] for name in names},
+        samples={name: grams.samples[name] for name in names if name in grams.samples},
+    )
     if steps == grams.steps:
         return grams
     return grams.window([grams.steps.index(step) for step in steps])
@@ -413,24 +458,30 @@ def _between(
     return tuple(row for row, step in zip(window, steps, strict=True) if first <= step <= last)
 
 
-def _rules(source: TrajectoryStore | RunTrajectories, patterns: Sequence[str], exact: bool) -> dict[str, str]:
+def _rules(source: TrajectoryStore | RunTrajectories, patterns: Sequence[str]) -> dict[str, str]:
     rules = {}
     for name, spec in source.tensors.items():
         # A tied name goes with the tensor that it is tied to.
         names = {name, source.tied.get(name, name)}
         names |= {alias for alias, tensor in source.tied.items() if tensor in names}
-        if exact or not spec.dtype.is_float or is_buffer(name):
+        if not spec.dtype.is_float or is_buffer(name):
             rules[name] = "copy"
         elif any(matches(n, pattern) for n in names for pattern in patterns):
             rules[name] = "keep"
-        elif not is_fitted(spec.dtype):
-            raise InputError(
-                f"tensor `{name}` is {spec.dtype.zarr}, whose values mean little without their scales; "
-                "dequantise the checkpoints first, or keep such tensors with --keep"
-            )
         else:
             rules[name] = "extrapolate"
     return rules
+
+
+def _require_fitted(source: TrajectoryStore | RunTrajectories, rules: Mapping[str, str]) -> None:
+    """Raise `InputError` if a tensor is to be extrapolated that cannot be."""
+    for name, rule in rules.items():
+        dtype = source.tensors[name].dtype
+        if rule == "extrapolate" and not is_fitted(dtype):
+            raise InputError(
+                f"tensor `{name}` is {dtype.zarr}, whose values mean little without their scales; "
+                "dequantise the checkpoints first, or keep such tensors with --keep"
+            )
 
 
 def _plan_files(

@@ -320,7 +320,7 @@ def test_parameters_that_never_changed_are_not_said_to_be_held(tmp_path):
         save_checkpoint(
             run / f"checkpoint-{step}", {"w": np.float32([1.0, -0.0, step / 100, 7 * (step == 100)])}
         )
-    result = extrapolate(open_source(run), 300, tmp_path / "out", min_r2=0.5)
+    result = extrapolate(open_source(run), 300, tmp_path / "out", method="ols", min_r2=0.5)
     assert load_weights(tmp_path / "out")["w"].tobytes() == np.float32([1.0, -0.0, 3.0, 0.0]).tobytes()
     assert result.num_gated == 1
 

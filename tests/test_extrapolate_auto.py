@@ -126,6 +126,19 @@ def test_one_checkpoint_is_too_few(store, tmp_path):
         extrapolate(store, 36, tmp_path / "out", steps="0:0")
 
 
+def test_a_tensor_that_is_kept_may_hold_nan_and_is_not_multiplied(root, tmp_path):
+    for step in SEEN:
+        weights = load_weights(root / f"float32/checkpoint-{step}")
+        weights["model.norm.weight"][0] = np.nan
+        save_checkpoint(tmp_path / f"run/checkpoint-{step}", weights)
+    source = open_source(tmp_path / "run")
+    result = extrapolate(source, 36, tmp_path / "out", keep=["norm"])
+    assert result.record["method"].startswith("damped:")
+    assert np.isnan(load_weights(tmp_path / "out")["model.norm.weight"][0])
+    result = extrapolate(source, 36, tmp_path / "all", keep=["*"])
+    assert (result.record["method"], result.record["reason"]) == ("ols", "no tensor is extrapolated")
+
+
 def test_auto_keeps_no_tensor_of_itself(store, tmp_path):
     assert plan_extrapolation(store, 36, tmp_path / "out", steps=WINDOW).keep == ()
 
@@ -232,8 +245,10 @@ def test_intervals_are_written_beside_the_checkpoint(root, store, tmp_path, meth
     result = extrapolate(source, 36, tmp_path / "out", intervals=path, **options)
     found = json.loads(path.read_text())
     direct = prediction_intervals(window_grams(store), 36).to_dict()
-    widths = [tensor["half_width_rms"] for tensor in found["tensors"]]
-    assert widths == pytest.approx([tensor["half_width_rms"] for tensor in direct["tensors"]])
+    widths = {tensor["name"]: tensor["half_width_rms"] for tensor in found["tensors"]}
+    assert widths == pytest.approx(
+        {t["name"]: t["half_width_rms"] for t in direct["tensors"] if "norm" not in t["name"]}
+    )
     assert found["model"]["half_width_rms"] == result.record["interval"]["half_width_rms"]
     assert result.record["interval"]["level"] == 0.95
     out, last = load_weights(tmp_path / "out"), load_weights(root / "float32/checkpoint-24")
@@ -243,7 +258,7 @@ def test_intervals_are_written_beside_the_checkpoint(root, store, tmp_path, meth
             continue
         moved = np.sqrt(((out[name].astype(np.float64) - last[name]) ** 2).mean())
         assert tensor["move_rms"] == pytest.approx(moved, rel=1e-4), name
-        assert (tensor["relative"] is None) == ("norm" in name)
+        assert tensor["relative"] == pytest.approx(tensor["half_width_rms"] / tensor["move_rms"])
     assert "half width of 95% prediction intervals" in (tmp_path / "out/README.md").read_text()
 
 
