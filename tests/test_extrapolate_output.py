@@ -81,7 +81,7 @@ def test_the_norms_come_from_the_second_checkpoint_also_when_the_target_is_the_f
     ],
 )
 def test_patterns_name_tensors_that_keep_their_last_value(store, tmp_path, keep, kept):
-    extrapolate(store, 800, tmp_path / "out", keep=keep)
+    extrapolate(store, 800, tmp_path / "out", method="ols", keep=keep)
     rules = rules_of(tmp_path / "out")
     assert {name for name, rule in rules.items() if rule == "keep"} == kept
     coefficients = METHODS["ols"].function(np.array(STEPS, np.float64), 800.0, None)
@@ -227,7 +227,9 @@ def test_a_run_without_configuration_and_tokenizer_is_no_error(tmp_path):
 
 
 def test_the_record_says_how_every_tensor_came_to_be(run, store, tmp_path):
-    result = extrapolate(store, 700, tmp_path / "out", steps="100:", keep=["norm"], min_r2=0.3, dtype="float32")
+    result = extrapolate(
+        store, 700, tmp_path / "out", method="ols", steps="100:", keep=["norm"], min_r2=0.3, dtype="float32"
+    )
     record = json.loads((tmp_path / "out/ckptlin.json").read_text())
     assert record == result.record
     window = [100, 200, 300, 400]
@@ -236,6 +238,10 @@ def test_the_record_says_how_every_tensor_came_to_be(run, store, tmp_path):
         "source": store.location,
         "step": 700,
         "method": "ols",
+        "auto": False,
+        "reason": None,
+        "expected": None,
+        "interval": None,
         "window": window,
         "steps": window,
         "coefficients": coefficients.tolist(),
@@ -262,7 +268,7 @@ def test_two_point_records_the_two_checkpoints_that_it_used_and_the_window_betwe
 
 
 def test_the_model_card_says_what_the_record_says(store, tmp_path):
-    result = extrapolate(store, 900, tmp_path / "out", keep=["norm"], min_r2=0.5)
+    result = extrapolate(store, 900, tmp_path / "out", method="ols", keep=["norm"], min_r2=0.5)
     card = (tmp_path / "out/README.md").read_text()
     head, body = card.removeprefix("---\n").split("---\n", 1)
     assert "- extrapolated" in head
@@ -297,13 +303,14 @@ def test_beyond_twice_the_span_there_is_a_warning(store, tmp_path, target, steps
         def note(self, message):
             noted.append(message)
 
-    result = extrapolate(store, target, tmp_path / "out", steps=steps, progress=Notes())
+    result = extrapolate(store, target, tmp_path / "out", method="ols", steps=steps, progress=Notes())
     (warning,) = result.warnings
     assert warning.startswith(f"step {target} reaches {reach} times the observed span (0 to ")
     assert "evaluate this checkpoint before you use it" in warning
     assert noted == [warning]
     assert result.to_dict()["warnings"] == [warning]
-    assert plan_extrapolation(store, target, tmp_path / "other", steps=steps).warnings == (warning,)
+    plan = plan_extrapolation(store, target, tmp_path / "other", method="ols", steps=steps)
+    assert plan.warnings == (warning,)
 
 
 @pytest.mark.parametrize("target", [-400, 0, 250, 400, 800])
@@ -318,7 +325,8 @@ def test_a_plan_says_what_would_happen_and_writes_nothing(store, tmp_path):
     assert shown["bytes_out"] == (tmp_path / "b" / "model.safetensors").stat().st_size
     assert shown["tensors"] == {"extrapolate": 5, "keep": 2, "copy": 3}
     assert shown["steps"] == [0, 400]
-    assert shown["bytes_in"] == 2 * sum(t.num_bytes for t in store.tensors.values())
+    twice = {name for name, rule in plan.rules.items() if rule == "extrapolate"}
+    assert shown["bytes_in"] == sum((1 + (t.name in twice)) * t.num_bytes for t in store.tensors.values())
     assert os.listdir(tmp_path) == ["b"]
 
 
@@ -328,7 +336,7 @@ def test_a_plan_says_what_would_happen_and_writes_nothing(store, tmp_path):
         ({"method": "olz"}, "there is no method 'olz'"),
         ({"steps": "100:100"}, "method ols needs at least 2 checkpoints, and only one was selected"),
         ({"steps": "0,150"}, "step 150 of --steps 0,150 does not exist among 5 steps, 0 to 400"),
-        ({"from_step": 0}, "--from and --to belong to the method two-point, not to ols; use --steps"),
+        ({"from_step": 0}, "--from and --to belong to the method two-point, not to auto; use --steps"),
         ({"method": "two-point", "from_step": 50}, "--from 50 does not exist; .* has 5 steps, 0 to 400"),
         ({"method": "two-point", "to_step": 50}, "--to 50 does not exist"),
         ({"method": "two-point", "from_step": 300, "to_step": 300}, "--from 300 must lie before --to 300"),

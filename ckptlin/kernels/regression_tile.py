@@ -39,6 +39,7 @@ __all__ = [
     "move_pivot",
     "tile_scratch",
     "tile_state",
+    "ulp",
 ]
 
 GROUP_ROWS = 16
@@ -88,7 +89,7 @@ SUM = _Sum()
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _ulp(value: float, epsilon: float, smallest: float) -> Any:
+def ulp(value: float, epsilon: float, smallest: float) -> Any:
     """One unit in the last place of a value of the element type."""
     power = float64_of_bits(float64_bits(value) & np.uint64(0x7FF0_0000_0000_0000))
     return max(power * epsilon, smallest)
@@ -294,8 +295,8 @@ def _sum_up(num_steps: int, element: Any, state: Any, at: int, n: int, out: Any,
         sum_r2 += r
         sum_variation += variation[i]
         residual += variation[i] * (1.0 - r)
-        ulp = _ulp(value, epsilon, smallest)
-        rounding += ulp * ulp if defined else 0.0
+        unit = ulp(value, epsilon, smallest)
+        rounding += unit * unit if defined else 0.0
         in_paper = defined & (np.float64(high[i]) - np.float64(low[i]) > PAPER_MIN_RANGE) & (fourth[i] != 0)
         paper[i] = real(1.0) if in_paper else real(0.0)
         sum_r2_paper += r if in_paper else 0.0

@@ -153,6 +153,10 @@ class BlockSum:
         rows = np.flatnonzero(coefficients)  # infinity times zero is not zero
         _add_rows(bits, rows, coefficients[rows], self._reference, self._tag, self._total)
 
+    def shift(self, values: np.ndarray[Any, Any]) -> None:
+        """Add a move, ``(num_params,) float64``, that is no row's."""
+        self._total += values
+
     def finish(
         self, last: np.ndarray[Any, Any], keep: np.ndarray[Any, Any] | None, dtype: TensorDType
     ) -> RoundedBlock:

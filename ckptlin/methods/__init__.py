@@ -1,6 +1,24 @@
-"""Methods: rules that predict a checkpoint from the steps."""
+"""Methods: rules that predict a checkpoint from the steps and the Gram matrices of its tensors."""
 
-from ckptlin.methods.base import Method
-from ckptlin.methods.registry import METHODS, MethodEntry, get_method
+from ckptlin.methods.base import Method, MethodEntry, MethodSpec, Parameter
+from ckptlin.methods.registry import (
+    METHODS,
+    all_methods,
+    get_method,
+    parse_method,
+    parse_methods,
+    split_methods,
+)
 
-__all__ = ["METHODS", "Method", "MethodEntry", "get_method"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodEntry",
+    "MethodSpec",
+    "Parameter",
+    "all_methods",
+    "get_method",
+    "parse_method",
+    "parse_methods",
+    "split_methods",
+]

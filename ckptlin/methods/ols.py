@@ -11,7 +11,10 @@ __all__ = ["anchored", "ols"]
 
 
 def ols(
-    steps: np.ndarray[Any, Any], target: float, gram: np.ndarray[Any, Any] | None = None
+    steps: np.ndarray[Any, Any],
+    target: float,
+    gram: np.ndarray[Any, Any] | None = None,
+    pooled: np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, Any]:
     """Extend the least-squares line through all checkpoints.
 
@@ -34,7 +37,10 @@ def ols(
 
 
 def anchored(
-    steps: np.ndarray[Any, Any], target: float, gram: np.ndarray[Any, Any] | None = None
+    steps: np.ndarray[Any, Any],
+    target: float,
+    gram: np.ndarray[Any, Any] | None = None,
+    pooled: np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, Any]:
     """Go on from the last checkpoint with the least-squares slope.
 

@@ -10,7 +10,10 @@ __all__ = ["two_point"]
 
 
 def two_point(
-    steps: np.ndarray[Any, Any], target: float, gram: np.ndarray[Any, Any] | None = None
+    steps: np.ndarray[Any, Any],
+    target: float,
+    gram: np.ndarray[Any, Any] | None = None,
+    pooled: np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, Any]:
     """Extend the line through the first and the last checkpoint.
 

@@ -1,5 +1,6 @@
 """``ckptlin extrapolate``."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,7 +34,13 @@ __all__ = ["command"]
 @click.argument("source", nargs=-1, required=True, metavar="STORE|RUN|STEP=PATH...")
 @click.option("--step", "target", type=int, required=True, help="Step to predict.")
 @out_option
-@click.option("--method", default="ols", show_default=True, help="See `ckptlin methods`.")
+@click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="See `ckptlin methods`; `auto` takes what the run's own past shows to be best.",
+)
 @steps_option
 @click.option("--from", "from_step", type=int, metavar="STEP", help="First checkpoint of two-point.")
 @click.option("--to", "to_step", type=int, metavar="STEP", help="Second checkpoint of two-point.")
@@ -51,6 +58,12 @@ __all__ = ["command"]
 )
 @click.option(
     "--max-shard-size", type=SIZE, metavar="SIZE", help="Largest file.  [default: the source's files]"
+)
+@click.option(
+    "--intervals",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write prediction-interval widths of every tensor, as .json or .csv.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
 @source_options
@@ -70,6 +83,7 @@ def command(
     min_r2: float | None,
     dtype: str | None,
     max_shard_size: int | None,
+    intervals: Path | None,
     overwrite: bool,
     base: str | None,
     skip_incomplete: bool,
@@ -108,23 +122,23 @@ def command(
     }
     cluster: dict[str, Any] = {"scheduler": scheduler, "processes": processes}
     if dry_run:
-        plan = plan_extrapolation(opened, target, out_dir, **options)
+        plan = plan_extrapolation(opened, target, out_dir, **options, with_intervals=intervals is not None)
         if as_json:
             print_json(plan.to_dict())
             return
         echo_pairs(
             [
                 ("would write", f"{plan.out_dir}, {format_bytes(plan.bytes_out)}"),
-                ("method", f"{plan.method} over steps {', '.join(map(str, plan.steps))}"),
-                ("coefficients", ", ".join(f"{a:+.4f}" for a in plan.coefficients)),
-                ("would read", f"{format_bytes(plan.bytes_in)} of weights"),
-                ("memory", f"{format_bytes(plan.memory.peak_bytes)}, {plan.memory.num_workers} workers"),
+                ("method", f"{plan.method_text} over steps {', '.join(map(str, plan.steps))}"),
+                ("coefficients", _coefficients(plan)),
+                ("would read", f"{format_bytes(plan.bytes_in)} of weights{_twice(plan)}"),
+                ("memory", f"{format_bytes(plan.peak_bytes)}, {plan.memory.num_workers} workers"),
             ]
         )
         for warning in plan.warnings:
             progress.note(warning)
         return
-    result = extrapolate(opened, target, out_dir, **options, **cluster, progress=progress)
+    result = extrapolate(opened, target, out_dir, **options, **cluster, intervals=intervals, progress=progress)
     if as_json:
         print_json(result.to_dict())
         return
@@ -139,9 +153,44 @@ def command(
             "tensors",
             f"{extrapolated} extrapolated, {kept} kept, {copied} copied",
         ),
+        *_trust(record),
         ("rounding", f"{percent(lost)} of the parameters extrapolated stayed as in the last checkpoint"),
     ]
     if min_r2 is not None:
         pairs.append(("gate", f"{result.num_gated:,} parameters held, R² under {min_r2}"))
+    if intervals is not None:
+        pairs.append(("intervals", str(intervals)))
     pairs.append(("time", f"{result.elapsed_s:.1f} s"))
     echo_pairs(pairs)
+
+
+def _twice(plan: Any) -> str:
+    if plan.gram_plan is None:
+        return ""
+    return f", {format_bytes(plan.gram_plan.bytes_in)} of them for Gram matrices"
+
+
+def _coefficients(plan: Any) -> str:
+    """Describe the coefficients of a plan in a line."""
+    shown = plan.to_dict()
+    coefficients = shown["coefficients"]
+    if plan.coefficients is None:
+        return "follow from Gram matrices, which have to be computed first"
+    if coefficients is None:
+        return f"none; {shown['rank_one']['factor']:+.4f} times the first component of each update"
+    if isinstance(coefficients, dict):
+        return f"of each of {len(coefficients)} tensors (--json)"
+    return ", ".join(f"{a:+.4f}" for a in coefficients)
+
+
+def _trust(record: Any) -> list[tuple[str, str]]:
+    """Say why this method, and what to expect of it."""
+    pairs = [("chosen", record["reason"])] if record["auto"] else []
+    expected = record["expected"]
+    if expected is not None and expected["skill"] is not None:
+        after = expected["skill_after_rounding"]
+        rounded = "" if after is None else f", {after:.2f} after rounding"
+        pairs.append(
+            ("skill to expect", f"{expected['skill']:.2f}{rounded} (0: the last checkpoint, 1: right)")
+        )
+    return pairs
