@@ -15,8 +15,8 @@ A loop of our own and not BLAS: one thread's products of a tile of 14 rows took 
 OpenBLAS called from numpy, of 50 rows about as much, and OpenBLAS would start threads of its own in every
 worker.  Larger tiles are no faster (14 rows fit into L1), and shorter sums are more accurate: over many weights
 errors come to some 1e-9 of the lengths of two moves, and to up to 4e-8 of a square, whose terms are all of one
-sign and on a 16-bit grid rounded down more often than up (an odd square is 1 modulo 8); twice the tile, twice the
-error.
+sign and on a 16-bit grid rounded down more often than up (an odd square is 1 modulo 8); twice the tile, twice
+the error.
 """
 
 from typing import Any
