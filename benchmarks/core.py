@@ -83,13 +83,16 @@ def _timed(run: Path, repeats: int) -> list[Figure]:
         timed("ingest", "ingest", str(run), str(store), sync=store)
         note("read store", read_cold(store))
         drop_cache(store)
-        timed("fit", "fit", str(store), sync=store)
+        timed("fit", "fit", str(store), "--no-gram", sync=store)
+        drop_cache(store)
+        timed("fit with Gram matrices", "fit", str(store), "--gram", sync=store)
         drop_cache(run)
         timed("fit of the run", "fit", str(run))
         timed("fit of the run, warm", "fit", str(run))
         note("cp", copy_cold(run / "checkpoint-1300", out))
         drop_cache(store)
-        timed("extrapolate", "extrapolate", str(store), "--step", "2000", "--out", str(out), sync=out)
+        predict = ["extrapolate", str(store), "--method", "ols", "--step", "2000", "--out", str(out)]
+        timed("extrapolate", *predict, sync=out)
         shutil.rmtree(out)
     seconds = {name: median(values) for name, values in times.items()}
 
@@ -102,6 +105,7 @@ def _timed(run: Path, repeats: int) -> list[Figure]:
         Figure("cat", raw_bytes / seconds["cat"] / 1e9, unit="GB/s"),
         Figure("ingest / cat", ratio("ingest", "cat"), 1.4),
         Figure("fit / cat", ratio("fit", "cat"), 0.7, note="moonshot: 0.5"),
+        Figure("fit with Gram matrices / cat", ratio("fit with Gram matrices", "cat")),
         Figure("extrapolate / (cp + reading the store)", ratio("extrapolate", "cp", "read store"), 1.3),
         Figure("fit of the run / cat", ratio("fit of the run", "cat"), 1.15),
         Figure("fit of the run, warm", warm, 3.0, at_least=True, unit="GB/s"),

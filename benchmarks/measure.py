@@ -136,10 +136,11 @@ def sync_files(path: Path) -> float:
 
 def core_commands(run: str, store: str, out: str) -> dict[str, list[str]]:
     """Return the arguments of the core path's commands, by name, in an order in which they can run."""
-    predict = ["extrapolate", store, "--step", "2000", "--out", out, "--overwrite"]
+    predict = ["extrapolate", store, "--method", "ols", "--step", "2000", "--out", out, "--overwrite"]
     return {
         "ingest": ["ingest", run, store],
-        "fit": ["fit", store],
+        "fit": ["fit", store, "--no-gram"],
+        "fit with Gram matrices": ["fit", store, "--gram"],
         "fit of the run": ["fit", run],
         "extrapolate": predict,
         "extrapolate, gated": [*predict, "--min-r2", "0.5"],
