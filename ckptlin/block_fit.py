@@ -25,6 +25,9 @@ from ckptlin.trajectory import Block, TensorSpec, thread_buffer
 
 __all__ = ["BlockFigures", "BlockFitter"]
 
+# What packed chunks of a few parameters may take beyond those: they have headers, and groups are filled up.
+_CHUNK_OVERHEAD = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class BlockFigures:
@@ -169,7 +172,7 @@ class BlockFitter:
         size = store.record.chunk_steps
         chunk_rows = range(self._rows[0] // size, self._rows[-1] // size + 1)
         per_param = 2 * size * spec.dtype.itemsize + BlockRegression.state_bytes(spec.dtype)
-        room = per_param * store.chunk_params(block.tensor)
+        room = per_param * store.chunk_params(block.tensor) + _CHUNK_OVERHEAD
         chunks = []
         for chunk_row in chunk_rows:
             chunk = store.read_packed(block, chunk_row)

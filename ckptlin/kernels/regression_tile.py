@@ -348,7 +348,7 @@ def _count(limits: Any, state: Any, at: int, n: int, out: Any, counts: Any) -> i
     counts[COUNT.paper] += np.int64(in_paper)
     counts[COUNT.paper_above_7] += np.int64(paper_above_7)
     counts[COUNT.paper_above_9] += np.int64(paper_above_9)
-    return np.int64(unsafe)
+    return int(unsafe)
 
 
 @nb.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
