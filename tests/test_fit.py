@@ -174,7 +174,7 @@ def test_packed_chunks_are_fitted_without_unpacking_whole_blocks(store, run, mon
 
 def test_chunks_that_take_too_much_memory_together_are_fitted_one_by_one(store, run, monkeypatch):
     expected = fit(open_source(run)).summary
-    monkeypatch.setattr("ckptlin.block_fit.BlockRegression.state_bytes", lambda _: -10_000)
+    monkeypatch.setattr("ckptlin.block_fit._CHUNK_OVERHEAD", -(1 << 40))
     monkeypatch.setattr("ckptlin.block_fit.BlockRegression.fit_packed", lambda *_: pytest.fail("all at once"))
     assert_same_figures(fit(store, keep=False).summary, expected)
 
