@@ -190,23 +190,22 @@ class MethodSpec:
 
     def __str__(self) -> str:
         """Write it as ``--method`` takes it, with every parameter."""
-        return self._text(self.parameters)
+        return self._text({name: _text_of(value) for name, value in self.parameters.items()})
 
     @property
     def short(self) -> str:
         """Write it as ``--method`` takes it, without the parameters that have their default."""
-        return self._text(
-            {
-                p.name: value
-                for p, value in zip(self.entry.parameters, self.values, strict=True)
-                if _text_of(value) != _text_of(p.default)
-            }
-        )
+        texts = {
+            name: value.short if isinstance(value, MethodSpec) else _text_of(value)
+            for name, value in self.parameters.items()
+        }
+        defaults = {parameter.name: _text_of(parameter.default) for parameter in self.entry.parameters}
+        return self._text({name: text for name, text in texts.items() if text != defaults[name]})
 
-    def _text(self, parameters: Mapping[str, Any]) -> str:
+    def _text(self, texts: Mapping[str, str]) -> str:
         # A method among the values comes last: all that follows it is its own.
-        ordered = sorted(parameters.items(), key=lambda item: isinstance(item[1], MethodSpec))
-        listed = ",".join(f"{name}={_text_of(value)}" for name, value in ordered)
+        ordered = sorted(texts, key=lambda name: isinstance(self.parameters[name], MethodSpec))
+        listed = ",".join(f"{name}={texts[name]}" for name in ordered)
         return f"{self.name}:{listed}" if listed else self.name
 
 

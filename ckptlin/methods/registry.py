@@ -6,8 +6,17 @@ from importlib.metadata import entry_points
 
 from ckptlin.errors import InputError, SelectionError
 from ckptlin.methods.base import MethodEntry, MethodSpec, Parameter
+from ckptlin.methods.damped import damped
+from ckptlin.methods.dmd import dmd
+from ckptlin.methods.ema import bema, ema
+from ckptlin.methods.lawa import lawa
 from ckptlin.methods.ols import anchored, ols
+from ckptlin.methods.persistence import persistence
+from ckptlin.methods.polynomial import polynomial
+from ckptlin.methods.relex import relex
+from ckptlin.methods.rre import rre
 from ckptlin.methods.two_point import two_point
+from ckptlin.methods.wls import wls, wls_anchored
 
 __all__ = ["METHODS", "all_methods", "get_method", "parse_method", "parse_methods", "split_methods"]
 
@@ -22,6 +31,93 @@ METHODS: Mapping[str, MethodEntry] = {
             "two-point", two_point, "the line through two checkpoints, as in the paper", keep=("norm",)
         ),
         MethodEntry("anchored", anchored, "from the last checkpoint on with the least-squares slope"),
+        MethodEntry(
+            "wls",
+            wls,
+            "the least-squares line, late checkpoints counting more",
+            (Parameter("decay", 0.7, "weight of a checkpoint, relative to the next", 0.01, 1.0),),
+        ),
+        MethodEntry(
+            "wls-anchored",
+            wls_anchored,
+            "from the last checkpoint on with the slope of wls",
+            (Parameter("decay", 0.7, "weight of a checkpoint, relative to the next", 0.01, 1.0),),
+        ),
+        MethodEntry(
+            "polynomial",
+            polynomial,
+            "the least-squares polynomial through all checkpoints",
+            (Parameter("degree", 2, "of the polynomial", 1, 10),),
+            min_steps=lambda degree: degree + 1,
+        ),
+        MethodEntry(
+            "relex",
+            relex,
+            "the least-squares line, along the first principal directions of each tensor",
+            (Parameter("rank", 1, "number of directions", 1),),
+            min_steps=lambda rank: rank + 1,
+            needs_gram=True,
+        ),
+        MethodEntry(
+            "dmd",
+            dmd,
+            "from the last checkpoint on with updates that follow a linear recurrence",
+            (Parameter("rank", 1, "of the recurrence", 1),),
+            min_steps=lambda rank: rank + 2,
+            needs_gram=True,
+        ),
+        MethodEntry(
+            "damped",
+            damped,
+            "as much of another method's move as such moves were worth in the run's past",
+            (
+                Parameter("ridge", 1.0, "pull towards the whole model's factor, in pairs of checkpoints", 0.0),
+                Parameter("width", 0.5, "how alike the reach of pairs that count has to be, in log", 0.01),
+                Parameter("base", "wls-anchored", "the other method"),
+            ),
+            needs_gram=True,
+        ),
+        MethodEntry(
+            "rre",
+            rre,
+            "the limit that the checkpoints converge to, by reduced-rank extrapolation",
+            (Parameter("ridge", 1e-8, "of the least squares, relative", 1e-14, 1.0),),
+            min_steps=3,
+            needs_gram=True,
+            is_linear=False,
+        ),
+        MethodEntry(
+            "lawa",
+            lawa,
+            "the mean of the last k checkpoints",
+            (Parameter("k", 3, "number of checkpoints", 1),),
+            min_steps=lambda k: k,
+            is_linear=False,
+        ),
+        MethodEntry(
+            "ema",
+            ema,
+            "the exponential moving average of the checkpoints",
+            (Parameter("decay", 0.7, "weight of a checkpoint, relative to the next", 0.0, 0.9999),),
+            min_steps=1,
+            is_linear=False,
+        ),
+        MethodEntry(
+            "bema",
+            bema,
+            "the moving average with its lag corrected",
+            (
+                Parameter("ema_power", 0.5, "how fast the weight of a checkpoint falls", 0.0),
+                Parameter("bias_power", 0.2, "how fast the correction falls", 0.0),
+                Parameter("lag", 10.0, "checkpoints before either falls", 1.0),
+                Parameter("multiplier", 1.0, "of the number of checkpoints", 0.0),
+            ),
+            min_steps=1,
+            is_linear=False,
+        ),
+        MethodEntry(
+            "persistence", persistence, "the last checkpoint, the baseline", min_steps=1, is_linear=False
+        ),
     )
 }
 
@@ -77,8 +173,10 @@ def parse_method(text: str) -> MethodSpec:
 
     Examples
     --------
-    >>> str(parse_method("ols"))
-    'ols'
+    >>> str(parse_method("wls:decay=.5")), str(parse_method("damped:base=ols"))
+    ('wls:decay=0.5', 'damped:ridge=1,width=0.5,base=ols')
+    >>> parse_method("damped:base=ols").short
+    'damped:base=ols'
     """
     name, has_parameters, listed = text.strip().partition(":")
     entry = get_method(name)

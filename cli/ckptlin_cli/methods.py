@@ -1,5 +1,10 @@
 """``ckptlin methods``."""
 
+import math
+from typing import Any
+
+import click
+
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import json_option, print_json
 from ckptlin_cli.tables import echo_pairs
@@ -10,18 +15,54 @@ __all__ = ["command"]
 @make_command("methods", examples=["ckptlin methods", "ckptlin methods --json"])
 @json_option
 def command(as_json: bool) -> None:
-    """List the prediction methods."""
-    from ckptlin.methods import METHODS
+    """List the prediction methods, and the parameters that they take.
 
+    A method is named with its parameters wherever one is asked for: wls:decay=0.5, or damped:base=ols.
+    """
+    from ckptlin.methods import all_methods, parse_method
+
+    entries = list(all_methods().values())
     if as_json:
         methods = [
-            {"name": m.name, "description": m.description, "keep": list(m.keep)} for m in METHODS.values()
+            {
+                "name": entry.name,
+                "description": entry.description,
+                "parameters": [
+                    {
+                        "name": p.name,
+                        "default": p.default,
+                        "description": p.description,
+                        "low": p.low,
+                        "high": p.high,
+                    }
+                    for p in entry.parameters
+                ],
+                "min_steps": parse_method(entry.name).min_steps,
+                "needs_gram": entry.needs_gram,
+                "is_linear": entry.is_linear,
+                "keep": list(entry.keep),
+            }
+            for entry in entries
         ]
         print_json({"methods": methods})
         return
+    echo_pairs([(entry.name, _line(entry)) for entry in entries])
+    click.echo("\nParameters, as NAME:KEY=VALUE,...")
     echo_pairs(
         [
-            (m.name, m.description + (f" (keeps {', '.join(m.keep)} unless told otherwise)" if m.keep else ""))
-            for m in METHODS.values()
+            (f"{entry.name}:{p.name}={p.default}", p.description + _bounds(p.low, p.high))
+            for entry in entries
+            for p in entry.parameters
         ]
     )
+
+
+def _line(entry: Any) -> str:
+    kept = f" (keeps {', '.join(entry.keep)} unless told otherwise)" if entry.keep else ""
+    return f"{entry.description}{kept}"
+
+
+def _bounds(low: float, high: float) -> str:
+    if math.isfinite(low) and math.isfinite(high):
+        return f" ({low:g} to {high:g})"
+    return f" (at least {low:g})" if math.isfinite(low) else ""

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from ckptlin.methods import METHODS
+from ckptlin.methods import METHODS, parse_method
 from tests.command_line import call, call_json, refusal
 from tests.runs import file_contents
 from tests.tiny_models import load_weights
@@ -232,13 +232,23 @@ def test_verify_says_in_words_what_its_json_says(here):
     assert shown.startswith(f"run.store: {data['chunks']} chunks, ")
 
 
-def test_methods_lists_every_method(here):
-    shown, data = pairs_of(call("methods").stdout), call_json("methods")
+def test_methods_lists_every_method_with_its_parameters(here):
+    listed, parameters = call("methods").stdout.split("\nParameters, as NAME:KEY=VALUE,...\n")
+    shown, data = pairs_of(listed), call_json("methods")
     assert list(shown) == [m["name"] for m in data["methods"]] == list(METHODS)
     for method in data["methods"]:
-        assert method["description"] == METHODS[method["name"]].description
+        entry = METHODS[method["name"]]
+        assert method["description"] == entry.description
+        assert method["needs_gram"] == entry.needs_gram
+        assert method["is_linear"] == entry.is_linear
         assert shown[method["name"]].startswith(method["description"])
         assert ("keeps norm unless told otherwise" in shown[method["name"]]) == (method["keep"] == ["norm"])
+    given = {f"{m['name']}:{p['name']}={p['default']}": p for m in data["methods"] for p in m["parameters"]}
+    explained = pairs_of(parameters)
+    assert list(explained) == list(given)
+    for text, parameter in given.items():
+        assert explained[text].startswith(parameter["description"])
+        assert parse_method(text) == parse_method(text.partition(":")[0])
 
 
 @pytest.mark.parametrize(

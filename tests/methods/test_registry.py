@@ -124,7 +124,7 @@ def test_another_package_adds_methods_by_entry_points():
         (
             "blended:base=blended:base=nearest",
             "blended:share=0.5,base=blended:share=0.5,base=nearest:weight=1,order=1",
-            "blended:base=blended:share=0.5,base=nearest:weight=1,order=1",
+            "blended:base=blended:base=nearest",
         ),
     ],
 )
