@@ -8,24 +8,30 @@ from typing import Any
 import numpy as np
 
 from ckptlin.methods.base import check_gram, check_steps
+from ckptlin.methods.persistence import hold_unmoved
 
 __all__ = ["kriging"]
 
-Array = np.ndarray[Any, Any]
-
-# Shares of the drift, times in which a velocity is forgotten (short ones in intervals between checkpoints, long
-# ones in spans of the window), and shares of the long one.  Finer grids predicted no better.
+# The grid.  Of the drift: its share.  Of the two velocities: the time in which each is forgotten, for the short one
+# in intervals between checkpoints (0: at once) and for the long one in spans of the window; the long one's share.
+# Twice as fine a grid predicts no better (docs/methods.md).
 _DRIFT = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
-_SHORT = (0.0, 0.5, 1.0)
-_LONG = (0.15, 0.5, 1.5)
-_LONG_SHARE = (0.1, 0.3, 0.5, 0.8)
+_SHORT = (0.0, 0.7)
+_LONG = (0.2, 0.5, 1.5)
+_LONG_SHARE = (0.2, 0.5, 0.8)
 
+# 220 inverses of 63 x 63 are 7 MB; more checkpoints would cost more and say little more.
 _MAX_STEPS = 64
 
 
 def kriging(
-    steps: Array, target: float, gram: Array | None = None, pooled: Array | None = None, *, evidence: float = 30.0
-) -> Array:
+    steps: np.ndarray[Any, Any],
+    target: float,
+    gram: np.ndarray[Any, Any] | None = None,
+    pooled: np.ndarray[Any, Any] | None = None,
+    *,
+    evidence: float = 30.0,
+) -> np.ndarray[Any, Any]:
     """Predict by the covariance of increments under which the tensor's own past is likeliest.
 
     Every parameter is taken for a sum of a constant drift, a velocity that wanders, and noise: a process with
@@ -74,14 +80,15 @@ def kriging(
     num = steps.size - 1
     weights = _weights(tuple(steps.tolist()), increments.reshape(-1, num, num), evidence)
     moves = weights @ _predictors(tuple(steps.tolist()), float(target))
-    moves[~(np.trace(increments, axis1=-2, axis2=-1) > 0).reshape(-1)] = 0.0
     # Σ_i b_i·(w_{i+1} − w_i), written in the checkpoints.
     coefficients = -np.diff(moves, axis=-1, prepend=0.0, append=0.0)
     coefficients[:, -1] += 1.0
-    return coefficients.reshape(*given.shape[:-2], steps.size)
+    return hold_unmoved(coefficients.reshape(*given.shape[:-2], steps.size), given)
 
 
-def _weights(steps: tuple[float, ...], increments: Array, evidence: float) -> Array:
+def _weights(
+    steps: tuple[float, ...], increments: np.ndarray[Any, Any], evidence: float
+) -> np.ndarray[Any, Any]:
     """Return how much each candidate counts for each tensor, ``(num_tensors, num_candidates) float64``."""
     inverse, log_determinant = _inverses(steps)
     num = len(steps) - 1
@@ -90,23 +97,28 @@ def _weights(steps: tuple[float, ...], increments: Array, evidence: float) -> Ar
     floor = np.finfo(np.float64).tiny
     log_likelihood = -0.5 * (log_determinant + num * np.log(np.maximum(misfit, floor)))
     weights = np.exp(evidence * (log_likelihood - log_likelihood.max(axis=1, keepdims=True)))
-    normalised: Array = weights / weights.sum(axis=1, keepdims=True)
+    normalised: np.ndarray[Any, Any] = weights / weights.sum(axis=1, keepdims=True)
     return normalised
 
 
 @lru_cache(maxsize=2)
-def _inverses(steps: tuple[float, ...]) -> tuple[Array, Array]:
+def _inverses(steps: tuple[float, ...]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return K⁻¹ of every candidate, ``(num_candidates, n, n) float64``, and log|K|."""
     places = _places(steps)
     between = np.abs(places[:, None] - places)
     covariance = np.stack(
         [-0.5 * np.diff(np.diff(gamma, axis=0), axis=1) for gamma in _variograms(between, _interval(places))]
     )
-    return np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
+    # Intervals of very different length would spoil the inverse.
+    deviation = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    both = deviation[:, :, None] * deviation[:, None, :]
+    correlation = covariance / both
+    log_determinant = np.linalg.slogdet(correlation)[1] + 2 * np.log(deviation).sum(axis=1)
+    return np.linalg.inv(correlation) / both, log_determinant
 
 
 @lru_cache(maxsize=2)
-def _predictors(steps: tuple[float, ...], target: float) -> Array:
+def _predictors(steps: tuple[float, ...], target: float) -> np.ndarray[Any, Any]:
     """Return K⁻¹k of every candidate, ``(num_candidates, n) float64``."""
     places = _places(steps)
     ahead = (target - steps[0]) / (steps[-1] - steps[0])
@@ -114,21 +126,21 @@ def _predictors(steps: tuple[float, ...], target: float) -> Array:
     interval = _interval(places)
     pairs = zip(_variograms(to_target, interval), _variograms(to_last, interval), strict=True)
     covariance = np.stack([-0.5 * np.diff(target_gamma - last_gamma) for target_gamma, last_gamma in pairs])
-    predictors: Array = (_inverses(steps)[0] @ covariance[..., None])[..., 0]
+    predictors: np.ndarray[Any, Any] = (_inverses(steps)[0] @ covariance[..., None])[..., 0]
     return predictors
 
 
-def _places(steps: tuple[float, ...]) -> Array:
+def _places(steps: tuple[float, ...]) -> np.ndarray[Any, Any]:
     observed = np.array(steps)
-    places: Array = (observed - observed[0]) / (observed[-1] - observed[0])
+    places: np.ndarray[Any, Any] = (observed - observed[0]) / (observed[-1] - observed[0])
     return places
 
 
-def _interval(places: Array) -> float:
+def _interval(places: np.ndarray[Any, Any]) -> float:
     return float(np.median(np.diff(places)))
 
 
-def _variograms(distances: Array, interval: float) -> Iterator[Array]:
+def _variograms(distances: np.ndarray[Any, Any], interval: float) -> Iterator[np.ndarray[Any, Any]]:
     """Yield γ of the distances for each candidate of the grid, always in the same order."""
     short = [_forgetting(distances, tau * interval) for tau in _SHORT]
     both = list(short)
@@ -139,10 +151,10 @@ def _variograms(distances: Array, interval: float) -> Iterator[Array]:
         yield alpha * drift + (1 - alpha) * rest
 
 
-def _forgetting(distances: Array, tau: float) -> Array:
+def _forgetting(distances: np.ndarray[Any, Any], tau: float) -> np.ndarray[Any, Any]:
     """γ_τ: how far a velocity that is forgotten in the time τ leads, γ_τ(1) = 1."""
     if tau == 0:
         return distances
     scaled, one = distances / tau, 1 / tau
-    gamma: Array = (scaled + np.expm1(-scaled)) / (one + np.expm1(-one))
+    gamma: np.ndarray[Any, Any] = (scaled + np.expm1(-scaled)) / (one + np.expm1(-one))
     return gamma
