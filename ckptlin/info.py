@@ -6,6 +6,7 @@ from typing import Any
 from ckptlin.errors import SelectionError
 from ckptlin.fit import plan_fit
 from ckptlin.selection import fitted_tensors, select_rows
+from ckptlin.store.metadata import FitRecord, GramRecord
 from ckptlin.store.store import TrajectoryStore
 
 __all__ = ["StoreInfo", "info"]
@@ -24,6 +25,8 @@ class StoreInfo:
     fits : list of dict
         Name, steps, maps of each fit; ``state`` is ``current``, ``partial`` (steps were added since) or
         ``stale`` (its checkpoints were replaced).
+    gram : dict or None
+        Steps and state of the Gram matrices, as of a fit.
     fit_memory_bytes, fit_bytes_in : int or None
         Projected peak of a fit with all processors, and what it reads; None where there is nothing to fit: with
         fewer than two steps, or no tensor of weights.
@@ -46,6 +49,7 @@ class StoreInfo:
     architectures: tuple[str, ...]
     files: tuple[str, ...]
     fits: tuple[dict[str, Any], ...]
+    gram: dict[str, Any] | None
     fit_memory_bytes: int | None
     fit_bytes_in: int | None
 
@@ -90,6 +94,7 @@ def info(store: TrajectoryStore, *, steps: str | None = None) -> StoreInfo:
         architectures=tuple((record.config or {}).get("architectures") or ()),
         files=tuple(store.checkpoints[-1].sidecars),
         fits=tuple(_describe_fit(store, name) for name in record.fits),
+        gram=_describe_gram(store),
         fit_memory_bytes=plan.memory.peak_bytes if plan else None,
         fit_bytes_in=plan.bytes_in if plan else None,
     )
@@ -97,11 +102,6 @@ def info(store: TrajectoryStore, *, steps: str | None = None) -> StoreInfo:
 
 def _describe_fit(store: TrajectoryStore, name: str) -> dict[str, Any]:
     fit = store.record.fits[name]
-    current = {c.step: c.fingerprint for c in store.checkpoints}
-    if any(current.get(s) != f for s, f in zip(fit.steps, fit.fingerprints, strict=True)):
-        state = "stale"
-    else:
-        state = "partial" if store.steps[-1] > fit.steps[-1] else "current"
     return {
         "name": name,
         "steps": list(fit.steps),
@@ -109,5 +109,24 @@ def _describe_fit(store: TrajectoryStore, name: str) -> dict[str, Any]:
         "maps": dict(fit.maps),
         "commit": fit.commit,
         "created_by": fit.created_by,
-        "state": state,
+        "state": _state(store, fit),
     }
+
+
+def _describe_gram(store: TrajectoryStore) -> dict[str, Any] | None:
+    gram = store.record.gram
+    if gram is None:
+        return None
+    return {
+        "steps": list(gram.steps),
+        "tensors": len(gram.tensors),
+        "commit": gram.commit,
+        "created_by": gram.created_by,
+        "state": _state(store, gram),
+    }
+
+
+def _state(store: TrajectoryStore, record: FitRecord | GramRecord) -> str:
+    if store.is_stale(record):
+        return "stale"
+    return "partial" if store.steps[-1] > record.steps[-1] else "current"

@@ -220,6 +220,8 @@ def _write(
             f"{plan.location} is built anew, because a step lies before its last one or is replaced; its fits "
             f"({', '.join(plan.store.record.fits)}) go: run `ckptlin fit` again"
         )
+    if plan.store is not None and plan.rebuild and plan.store.record.gram:
+        progress.note(f"with it go the Gram matrices of {plan.location}: run `ckptlin gram` again")
     specs = {t.name: t for t in record.tensors}
     chunk_params = {name: math.prod(chunk) for name, chunk in record.param_chunks.items()}
     with (

@@ -136,7 +136,7 @@ def plan_ingest(
                 "step; ingest the run into a store at a new URL"
             )
         if rebuild:
-            record = replace(record, chunk_steps=chunk_steps(len(rows)), fits={})
+            record = replace(record, chunk_steps=chunk_steps(len(rows)), fits={}, gram=None)
     added = [row.source for row in rows if row.source is not None]
     widest = max((_chunk_bytes(record, t) for t in specs), default=1)
     memory = MemoryPlan.within(

@@ -10,6 +10,7 @@ import numpy as np
 from ckptlin.errors import CorruptChunkError, InputError, StaleFitError
 from ckptlin.execution import Threads, available_workers, batches
 from ckptlin.fit import read_summary
+from ckptlin.gram import read_gram
 from ckptlin.ingest_plan import checksum, digest, fingerprint
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.progress import NO_PROGRESS, Progress
@@ -114,8 +115,9 @@ def verify(
     problems.sort()
     problems += _compare_fingerprints(store, checksums)
     num_fit_chunks, fit_problems = _check_fits(store)
-    problems += _check_files(store) + fit_problems
-    num_chunks = len(blocks) * len(chunk_rows) + num_fit_chunks + len(store.record.blobs)
+    num_gram_chunks, gram_problems = _check_gram(store)
+    problems += _check_files(store) + fit_problems + gram_problems
+    num_chunks = len(blocks) * len(chunk_rows) + num_fit_chunks + num_gram_chunks + len(store.record.blobs)
     return VerifyResult(num_chunks, total, tuple(problems), time.perf_counter() - started)
 
 
@@ -166,6 +168,17 @@ def _check_fits(store: TrajectoryStore) -> tuple[int, list[str]]:
                 except CorruptChunkError as error:
                     problems.append(str(error))
     return num_chunks, problems
+
+
+def _check_gram(store: TrajectoryStore) -> tuple[int, list[str]]:
+    record = store.record.gram
+    if record is None or store.is_stale(record):
+        return 0, []  # what is stale is refused wherever it could mislead
+    try:
+        read_gram(store)
+    except (CorruptChunkError, StaleFitError) as error:
+        return len(record.tensors), [str(error)]
+    return len(record.tensors), []
 
 
 def _blocks(store: TrajectoryStore, tensors: Sequence[str]) -> list[Block]:

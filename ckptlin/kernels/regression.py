@@ -35,6 +35,7 @@ __all__ = [
     "Abscissa",
     "BlockFit",
     "BlockRegression",
+    "ulp",
 ]
 
 GROUP_ROWS = 16
@@ -142,7 +143,7 @@ class BlockFit:
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
-def _ulp(value: float, epsilon: float, smallest: float) -> Any:
+def ulp(value: float, epsilon: float, smallest: float) -> Any:
     """One unit in the last place of a value of the element type."""
     power = float64_of_bits(float64_bits(value) & np.uint64(0x7FF0_0000_0000_0000))
     return max(power * epsilon, smallest)
@@ -367,8 +368,8 @@ def _total(
         above_9 += r > 0.9
         sum_variation += variation[i]
         residual += variation[i] * (1.0 - r)
-        ulp = _ulp(value, epsilon, smallest)
-        rounding += ulp * ulp if defined else 0.0
+        unit = ulp(value, epsilon, smallest)
+        rounding += unit * unit if defined else 0.0
         in_paper = defined & (spread > PAPER_MIN_RANGE) & (fourth[i] != 0)
         out[4, i] = in_paper
         r = r if in_paper else 0.0

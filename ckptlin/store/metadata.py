@@ -22,6 +22,7 @@ __all__ = [
     "CommittedCheckpoint",
     "CommittedFile",
     "FitRecord",
+    "GramRecord",
     "StoreRecord",
     "array_metadata",
     "dimension_names",
@@ -40,6 +41,10 @@ STEP_CHUNK = 4096
 BLOB_COMPRESSOR = BloscCompressor("zstd", 5, "noshuffle")
 STEP_COMPRESSOR = BloscCompressor("zstd", 1, "noshuffle")
 MAP_COMPRESSOR = BloscCompressor("lz4", 5)
+# Dimensions of a Gram matrix, and their coordinates: xarray takes equal names for the same dimension.
+GRAM_STEPS = ("step", "step_other")
+# Sampled trajectories in one chunk.
+SAMPLE_CHUNK = 1 << 14
 # The tables of a fit's summary, one row a tensor: name to its other dimensions.
 SUMMARY_TABLES: dict[str, tuple[tuple[str, int], ...]] = {
     "counts": (("count", 8),),
@@ -118,6 +123,44 @@ class FitRecord:
         return cls(**{**attributes, **lists})
 
 
+@dataclass(frozen=True, slots=True)
+class GramRecord:
+    """What the root's attributes say of the Gram matrices.
+
+    Attributes
+    ----------
+    id : str
+        Also in their group; tells them from those that take their place.
+    steps : tuple of int
+    fingerprints : tuple of str
+        Of the checkpoints at those steps.
+    commit : int
+        The store's commit number that they were computed from.
+    created_by : str
+    tensors : tuple of str
+    sample_size : int
+        Trajectories that are kept of each tensor, all of a tensor that has no more.
+    """
+
+    id: str
+    steps: tuple[int, ...]
+    fingerprints: tuple[str, ...]
+    commit: int
+    created_by: str
+    tensors: tuple[str, ...]
+    sample_size: int
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> "GramRecord":
+        """Undo ``dataclasses.asdict`` and JSON."""
+        lists = {name: tuple(attributes[name]) for name in ("steps", "fingerprints", "tensors")}
+        return cls(**{**attributes, **lists})
+
+    def num_sampled(self, spec: TensorSpec) -> int:
+        """Number of trajectories that are kept of a tensor."""
+        return min(self.sample_size, spec.num_params)
+
+
 @dataclass(frozen=True)
 class StoreRecord:
     """What the root's attributes say of a store; the arrays' metadata follow from it.
@@ -136,6 +179,7 @@ class StoreRecord:
         Hash and size in bytes of every sidecar file and header that is kept under ``files/``.
     fits : dict of str to FitRecord
         By name.
+    gram : GramRecord or None
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -149,6 +193,7 @@ class StoreRecord:
     tied: Mapping[str, str] = field(default_factory=dict)
     blobs: Mapping[str, int] = field(default_factory=dict)
     fits: Mapping[str, FitRecord] = field(default_factory=dict)
+    gram: GramRecord | None = None
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -179,6 +224,7 @@ class StoreRecord:
             "checkpoints": [asdict(c) for c in self.checkpoints],
             "blobs": dict(self.blobs),
             "fits": {name: asdict(fit) for name, fit in self.fits.items()},
+            "gram": asdict(self.gram) if self.gram else None,
         }
 
     @classmethod
@@ -239,6 +285,8 @@ class StoreRecord:
             tied=attributes["tied"],
             blobs=attributes["blobs"],
             fits={name: FitRecord.from_attributes(fit) for name, fit in attributes["fits"].items()},
+            # Stores that were made before there were any lack the key.
+            gram=GramRecord.from_attributes(attributes["gram"]) if attributes.get("gram") else None,
         )
 
 
@@ -293,11 +341,11 @@ def dimension_names(spec: TensorSpec) -> list[str]:
     return [f"{encode_name(spec.name)}.{axis}" for axis in range(len(spec.shape))]
 
 
-def step_coordinate(num_steps: int) -> dict[str, Any]:
-    """Return the metadata of a ``step`` coordinate."""
+def step_coordinate(num_steps: int, name: str = "step") -> dict[str, Any]:
+    """Return the metadata of a ``step`` coordinate, or of one that goes along another dimension of steps."""
     dtype = from_numpy("<i8")
     codecs = STEP_COMPRESSOR.codecs(dtype, delta=False)
-    return array_metadata((num_steps,), (STEP_CHUNK,), dtype, codecs, ["step"], {"long_name": "training step"})
+    return array_metadata((num_steps,), (STEP_CHUNK,), dtype, codecs, [name], {"long_name": "training step"})
 
 
 def blob_metadata(digest: str, num_bytes: int) -> dict[str, Any]:
@@ -340,6 +388,47 @@ def fit_nodes(record: StoreRecord, name: str) -> dict[str, dict[str, Any]]:
     return nodes
 
 
+def gram_nodes(record: StoreRecord) -> dict[str, dict[str, Any]]:
+    """Return the metadata of every node below the group of the Gram matrices ('' is the group)."""
+    gram = record.gram
+    if gram is None:
+        return {}
+    specs = {t.name: t for t in record.tensors}
+    num_steps, real = len(gram.steps), from_numpy("<f8")
+    codecs = BLOB_COMPRESSOR.codecs(real, delta=False)
+    nodes: dict[str, dict[str, Any]] = {
+        "": group_metadata({"ckptlin": {"id": gram.id, "tensors": list(gram.tensors)}}),
+        **{name: step_coordinate(num_steps, name) for name in GRAM_STEPS},
+        "rounding": array_metadata(
+            (len(gram.tensors),), (table_chunk(len(gram.tensors)),), real, codecs, ["tensor"]
+        ),
+        "matrices": group_metadata(),
+        "samples": group_metadata(),
+    }
+    for tensor in gram.tensors:
+        shape = (num_steps, num_steps)
+        nodes[f"matrices/{encode_name(tensor)}"] = array_metadata(shape, shape, real, codecs, GRAM_STEPS)
+    for dtype, names in sampled_together(record).items():
+        shape = (num_steps, sum(gram.num_sampled(specs[name]) for name in names))
+        nodes[f"samples/{dtype.zarr}"] = array_metadata(
+            shape,
+            (num_steps, min(shape[1], SAMPLE_CHUNK)),
+            dtype,
+            MAP_COMPRESSOR.codecs(dtype, delta=False),
+            ["step", f"{dtype.zarr}.sample"],
+        )
+    return nodes
+
+
+def sampled_together(record: StoreRecord) -> dict[TensorDType, list[str]]:
+    """Return the tensors whose sampled trajectories lie side by side in one array, by its data type."""
+    together: dict[TensorDType, list[str]] = {}
+    specs = {t.name: t for t in record.tensors}
+    for tensor in record.gram.tensors if record.gram else ():
+        together.setdefault(specs[tensor].dtype, []).append(tensor)
+    return together
+
+
 def nodes_of(record: StoreRecord) -> dict[str, dict[str, Any]]:
     """Return the metadata of every node of a store, by its path."""
     nodes = {
@@ -354,6 +443,7 @@ def nodes_of(record: StoreRecord) -> dict[str, dict[str, Any]]:
     for name in record.fits:
         prefix = f"fits/{encode_name(name)}"
         nodes |= {f"{prefix}/{path}".rstrip("/"): node for path, node in fit_nodes(record, name).items()}
+    nodes |= {f"gram/{path}".rstrip("/"): node for path, node in gram_nodes(record).items()}
     return nodes
 
 

@@ -21,15 +21,33 @@ from ckptlin.errors import (
 from ckptlin.naming import encode_name
 from ckptlin.store.chunk_codec import decode_chunk, decode_plain
 from ckptlin.store.layout import blocks_of
-from ckptlin.store.metadata import ROOT_KEY, CommittedCheckpoint, FitRecord, StoreRecord, table_chunk
+from ckptlin.store.metadata import (
+    ROOT_KEY,
+    CommittedCheckpoint,
+    FitRecord,
+    GramRecord,
+    StoreRecord,
+    table_chunk,
+)
 from ckptlin.store.url_files import open_files
 from ckptlin.trajectory import Block, Buffer, TensorSpec
 from ckptlin.urls import is_url
 
-__all__ = ["STAGED_FITS", "TrajectoryStore", "block_key", "chunk_key", "describe_steps", "fit_prefix"]
+__all__ = [
+    "GRAM",
+    "STAGED_FITS",
+    "STAGED_GRAM",
+    "TrajectoryStore",
+    "block_key",
+    "chunk_key",
+    "describe_steps",
+    "fit_prefix",
+]
 
 # Where a fit grows before it commits.
 STAGED_FITS = ".fits"
+# Where the Gram matrices lie, and where they grow before they commit.
+GRAM, STAGED_GRAM = "gram", ".gram"
 
 
 def chunk_key(array: str, index: Sequence[int]) -> str:
@@ -75,7 +93,7 @@ class TrajectoryStore:
         except ValueError as error:
             raise NotAStoreError(f"{self.files.where(ROOT_KEY)} is not valid JSON: {error}") from error
         self.record = StoreRecord.from_document(parsed, self.location)
-        self._fit_roots: dict[str, str] = {}
+        self._roots: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -228,13 +246,54 @@ class TrajectoryStore:
                 f"{self.location} has no fit named {name!r} (there: {there}); run `ckptlin fit {self.location}`"
             )
         fit = self.record.fits[name]
-        current = {c.step: c.fingerprint for c in self.checkpoints}
-        if any(current.get(s) != f for s, f in zip(fit.steps, fit.fingerprints, strict=True)):
+        if self.is_stale(fit):
             raise StaleFitError(
                 f"fit {name!r} of {self.location} was computed from checkpoints that have since been replaced; "
                 f"run `ckptlin fit {self.location} --name {name}` again"
             )
         return fit
+
+    def gram_record(self) -> GramRecord:
+        """Return the record of the Gram matrices.
+
+        Raises
+        ------
+        SelectionError
+            If there are none.
+        StaleFitError
+            If the checkpoints that they were computed from are not those in the store any more.
+        """
+        gram = self.record.gram
+        if gram is None:
+            raise SelectionError(f"{self.location} has no Gram matrices; run `ckptlin gram {self.location}`")
+        if self.is_stale(gram):
+            raise StaleFitError(
+                f"the Gram matrices of {self.location} were computed from checkpoints that have since been "
+                f"replaced; run `ckptlin gram {self.location}` again"
+            )
+        return gram
+
+    def is_stale(self, record: FitRecord | GramRecord) -> bool:
+        """Tell whether checkpoints that something was computed from are not those in the store any more."""
+        current = {c.step: c.fingerprint for c in self.checkpoints}
+        return any(
+            current.get(step) != found for step, found in zip(record.steps, record.fingerprints, strict=True)
+        )
+
+    def read_gram(self, path: str, shape: Sequence[int], dtype: Any, chunk: int) -> np.ndarray[Any, Any]:
+        """Read an array below the Gram matrices' group, cut along its last axis into pieces of ``chunk``."""
+        out = np.empty(tuple(shape), dtype)
+        prefix = self._root_of(
+            "the group of the Gram matrices",
+            self.gram_record().id,
+            (GRAM, STAGED_GRAM),
+            f"gram {self.location}",
+        )
+        for index, lo in enumerate(range(0, shape[-1], chunk)):
+            padded = np.empty((*shape[:-1], chunk), dtype)
+            self._read_plain(chunk_key(f"{prefix}/{path}", (*[0] * (len(shape) - 1), index)), padded)
+            out[..., lo : lo + chunk] = padded[..., : shape[-1] - lo]
+        return out
 
     def read_table(self, fit: str, table: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
         """Read a summary table of a fit, float64, cut along its first axis into chunks."""
@@ -257,20 +316,24 @@ class TrajectoryStore:
         return out[: block.num_params]
 
     def _fit_root(self, name: str) -> str:
-        """Find where the fit of the committed record lies: it may be changing places with its successor."""
-        if name not in self._fit_roots:
-            fit = self.fit_record(name)
-            for prefix in (fit_prefix(name), f"{STAGED_FITS}/{encode_name(name)}"):
+        places = (fit_prefix(name), f"{STAGED_FITS}/{encode_name(name)}")
+        command = f"fit {self.location} --name {name}"
+        return self._root_of(f"fit {name!r}", self.fit_record(name).id, places, command)
+
+    def _root_of(self, what: str, identity: str, places: Sequence[str], command: str) -> str:
+        """Find where what was computed lies: it may be changing places with its successor."""
+        if identity not in self._roots:
+            for prefix in places:
                 data = self.files.read(f"{prefix}/{ROOT_KEY}")
-                if data is not None and _fit_id(data) == fit.id:
-                    self._fit_roots[name] = prefix
+                if data is not None and _fit_id(data) == identity:
+                    self._roots[identity] = prefix
                     break
             else:
                 raise StaleFitError(
-                    f"fit {name!r} of {self.location} is not where it should be: another process is replacing "
-                    f"it, or it was damaged; run this again, or `ckptlin fit {self.location} --name {name}`"
+                    f"{what} of {self.location} is not where it should be: another process is replacing it, or "
+                    f"it was damaged; run this again, or `ckptlin {command}`"
                 )
-        return self._fit_roots[name]
+        return self._roots[identity]
 
     def num_stored_bytes(self) -> int:
         """Bytes that the weights take on disk."""

@@ -8,7 +8,7 @@ written again with more.  A journal of finished chunks lets the next run go on w
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
@@ -25,18 +25,20 @@ from ckptlin.store.journal import JOURNAL
 from ckptlin.store.lock import LOCK_FILE
 from ckptlin.store.metadata import (
     BLOB_COMPRESSOR,
+    GRAM_STEPS,
     ROOT_KEY,
     STEP_CHUNK,
     STEP_COMPRESSOR,
     StoreRecord,
     dump,
     fit_nodes,
+    gram_nodes,
     group_metadata,
     nodes_of,
     root_document,
 )
 from ckptlin.store.place import open_place
-from ckptlin.store.store import STAGED_FITS, TrajectoryStore, chunk_key, fit_prefix
+from ckptlin.store.store import GRAM, STAGED_FITS, STAGED_GRAM, TrajectoryStore, chunk_key, fit_prefix
 
 __all__ = ["JOURNAL", "ChunkEntry", "StoreWriter", "sweep_leftovers"]
 
@@ -182,20 +184,20 @@ class StoreWriter:
             key = chunk_key(f"files/{digest}", (0,))
             self.files.write(key, encode_plain(np.frombuffer(data, np.uint8), BLOB_COMPRESSOR))
 
-    def write_steps(self, group: str, steps: tuple[int, ...]) -> None:
-        """Write the ``step`` coordinate of a group."""
+    def write_steps(self, group: str, steps: tuple[int, ...], name: str = "step") -> None:
+        """Write the ``step`` coordinate of a group, or one of another name."""
         for index, lo in enumerate(range(0, max(len(steps), 1), STEP_CHUNK)):
             padded = np.zeros(STEP_CHUNK, np.int64)
             part = steps[lo : lo + STEP_CHUNK]
             padded[: len(part)] = part
-            self._write_if_other(chunk_key(f"{group}/step", (index,)), encode_plain(padded, STEP_COMPRESSOR))
+            self._write_if_other(chunk_key(f"{group}/{name}", (index,)), encode_plain(padded, STEP_COMPRESSOR))
 
     def commit(self, record: StoreRecord) -> TrajectoryStore:
         """Write all metadata, the root last, and make the store visible under its name."""
         self.check_follows(record.commit - 1)
         self.write_steps("weights", record.steps)
         nodes = nodes_of(record)
-        self._write_nodes({path: nodes[path] for path in sorted(nodes) if not path.startswith("fits/")})
+        self._write_nodes({path: nodes[path] for path in sorted(nodes) if not _is_computed(path)})
         self._commit_root(record)
         if self.fresh:
             self._place.take_name()
@@ -203,30 +205,40 @@ class StoreWriter:
         self._settle()
         return TrajectoryStore(self.location)
 
-    def commit_fit(self, record: StoreRecord, name: str) -> TrajectoryStore:
-        """Commit a fit whose arrays were written below `staged_fit`."""
+    def commit_fit(self, record: StoreRecord, name: str, *, gram: bool = False) -> TrajectoryStore:
+        """Commit a fit whose arrays were written below `staged_fit`.
+
+        With ``gram`` also the Gram matrices, written below `STAGED_GRAM`, in the same instant.
+        """
         self.check_follows(record.commit - 1)
         staged = self.staged_fit(name)
-        self.files.map(
-            lambda item: self.files.write("/".join(filter(None, (staged, item[0], ROOT_KEY))), dump(item[1])),
-            fit_nodes(record, name).items(),
-        )
+        self._write_staged(staged, fit_nodes(record, name))
         self.write_steps(staged, record.fits[name].steps)
         self._write_if_other("fits/zarr.json", dump(group_metadata()))
+        if gram:
+            self._stage_gram(record)
         self.files.sync()
-        final = fit_prefix(name)
-        if not self.files.exists(final):
-            self.files.move(staged, final)
-        elif not self.files.exchange(staged, final):
-            # No exchange on this file system: the old fit is taken out of the record before it goes.
-            current = self._committed()
-            others = {n: fit for n, fit in current.fits.items() if n != name}
-            self._commit_root(replace(current, fits=others))
-            self.files.remove_tree(final)
-            self.files.move(staged, final)
+        # Where there is no exchange, the old one is taken out of the record before it goes.
+        self._put_in_place(
+            staged,
+            fit_prefix(name),
+            lambda current: replace(current, fits={n: f for n, f in current.fits.items() if n != name}),
+        )
         self.files.sync_names("fits", STAGED_FITS)
+        if gram:
+            self._put_gram_in_place()
         self._commit_root(record)
-        self._settle(STAGED_FITS)
+        self._settle(STAGED_FITS, STAGED_GRAM)
+        return TrajectoryStore(self.location)
+
+    def commit_gram(self, record: StoreRecord) -> TrajectoryStore:
+        """Commit the Gram matrices whose arrays were written below `STAGED_GRAM`."""
+        self.check_follows(record.commit - 1)
+        self._stage_gram(record)
+        self.files.sync()
+        self._put_gram_in_place()
+        self._commit_root(record)
+        self._settle(STAGED_GRAM)
         return TrajectoryStore(self.location)
 
     def staged_fit(self, name: str) -> str:
@@ -249,9 +261,9 @@ class StoreWriter:
             for name in self.files.names(chunks):
                 if name.isdigit() and int(name) >= rows:
                     self.files.remove_tree(f"{chunks}/{name}")
-        self._restore_fits(committed)
+        self._restore_computed(committed)
         self._restore(committed)
-        self._settle(STAGED_FITS)
+        self._settle(STAGED_FITS, STAGED_GRAM)
 
     def _repair(self) -> None:
         """Undo what a writer that died between its chunks and its commit may have left."""
@@ -261,8 +273,9 @@ class StoreWriter:
             if self._journal_commit() != record.commit:
                 self.abandon()  # its writer died after it had committed
         self._place.remove_former()
-        self._restore_fits(record)
-        self.files.remove_tree(STAGED_FITS)
+        self._restore_computed(record)
+        for staged in (STAGED_FITS, STAGED_GRAM):
+            self.files.remove_tree(staged)
 
     @contextmanager
     def _explaining_a_full_disk(self) -> Iterator[None]:
@@ -280,7 +293,7 @@ class StoreWriter:
         """Take back the metadata and the files of an append that was not committed."""
         self.write_steps("weights", record.steps)
         nodes = nodes_of(record)
-        self._write_nodes({path: node for path, node in nodes.items() if not path.startswith("fits/")})
+        self._write_nodes({path: node for path, node in nodes.items() if not _is_computed(path)})
         for name in self.files.names("files"):
             if name != ROOT_KEY and name not in record.blobs:
                 self.files.remove_tree(f"files/{name}")
@@ -293,18 +306,52 @@ class StoreWriter:
             return None
         return commit if isinstance(commit, int) else None
 
-    def _restore_fits(self, record: StoreRecord) -> None:
-        """Put committed fits back that had changed places with others, and remove those not committed."""
-        for name, fit in record.fits.items():
-            staged, committed = self.staged_fit(name), fit_prefix(name)
-            if self._fit_id(committed) != fit.id and self._fit_id(staged) == fit.id:
+    def _stage_gram(self, record: StoreRecord) -> None:
+        """Write metadata and coordinates of the Gram matrices beside their arrays."""
+        assert record.gram is not None  # noqa: S101 (only a record that has them is committed with them)
+        self._write_staged(STAGED_GRAM, gram_nodes(record))
+        for name in GRAM_STEPS:
+            self.write_steps(STAGED_GRAM, record.gram.steps, name)
+
+    def _put_gram_in_place(self) -> None:
+        self._put_in_place(STAGED_GRAM, GRAM, lambda current: replace(current, gram=None))
+        self.files.sync_names("")
+
+    def _write_staged(self, staged: str, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write metadata below the place where something grows; '' is that place itself."""
+        self.files.map(
+            lambda item: self.files.write("/".join(filter(None, (staged, item[0], ROOT_KEY))), dump(item[1])),
+            nodes.items(),
+        )
+
+    def _put_in_place(self, staged: str, final: str, without: Callable[[StoreRecord], StoreRecord]) -> None:
+        """Give what was staged its place, in exchange for what is there."""
+        if not self.files.exists(final):
+            self.files.move(staged, final)
+        elif not self.files.exchange(staged, final):
+            self._commit_root(without(self._committed()))
+            self.files.remove_tree(final)
+            self.files.move(staged, final)
+
+    def _restore_computed(self, record: StoreRecord) -> None:
+        """Put committed fits back that had changed places with others, and remove those not committed.
+
+        And so the Gram matrices.
+        """
+        places = [(fit.id, self.staged_fit(name), fit_prefix(name)) for name, fit in record.fits.items()]
+        if record.gram is None:
+            self.files.remove_tree(GRAM)
+        else:
+            places.append((record.gram.id, STAGED_GRAM, GRAM))
+        for identity, staged, committed in places:
+            if self._id_of(committed) != identity and self._id_of(staged) == identity:
                 self.files.exchange(staged, committed)
         kept = {fit_prefix(name) for name in record.fits}
         for name in self.files.names("fits"):
             if name != ROOT_KEY and f"fits/{name}" not in kept:
                 self.files.remove_tree(f"fits/{name}")
 
-    def _fit_id(self, prefix: str) -> str | None:
+    def _id_of(self, prefix: str) -> str | None:
         data = self.files.read(f"{prefix}/{ROOT_KEY}")
         return json.loads(data)["attributes"]["ckptlin"]["id"] if data is not None else None
 
@@ -344,3 +391,8 @@ class StoreWriter:
             self.files.remove_tree(key)
         self.files.sweep()
         self._place.journal.remove()
+
+
+def _is_computed(path: str) -> bool:
+    """Tell whether a node belongs to what was computed from the weights, and is committed by itself."""
+    return path.startswith("fits/") or path.split("/")[0] == GRAM

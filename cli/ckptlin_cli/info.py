@@ -45,6 +45,10 @@ def command(store: str, steps: str | None, as_json: bool) -> None:
         pairs.append((f"fit {fit['name']}", f"{describe_steps(fit['steps'])}; {maps}; {fit['state']}"))
     if not found.fits:
         pairs.append(("fits", f"none; run `ckptlin fit {store}`"))
+    if found.gram is not None:
+        pairs.append(("Gram matrices", f"{describe_steps(found.gram['steps'])}; {found.gram['state']}"))
+    else:
+        pairs.append(("Gram matrices", f"none; run `ckptlin gram {store}`"))
     if found.fit_memory_bytes is not None and found.fit_bytes_in is not None:
         pairs.append(
             (
