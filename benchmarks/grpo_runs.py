@@ -3,10 +3,11 @@
     python -m benchmarks.grpo_runs /scratch/runs --setting grpo --seed 0
 
 pretrains the demo's Qwen2 model on the demo's sums until it writes about a quarter of the answers without a
-mistake, sampled at temperature 1, and goes on with TRL's ``GRPOTrainer``: the reward is 1 for an answer without a
-mistake and 0 otherwise, and nothing else teaches. It writes ``grpo-0/checkpoint-0``, ``checkpoint-10``, ... in
-float32, as the optimizer holds them, and ``grpo-0-bf16/``, the same rounded to bfloat16, which is what most trainers
-save; beside them ``run.json`` with settings, versions and rewards. A run takes one to three minutes of one core.
+mistake, sampled at temperature 1, and goes on with TRL's ``GRPOTrainer``: the reward is 1 for an answer
+without a mistake and 0 otherwise. It writes ``grpo-0/checkpoint-0``, ``checkpoint-10``, ... in
+float32, as the optimizer holds them, and ``grpo-0-bf16/``, the same rounded to bfloat16, which is what most
+trainers save; beside them ``run.json`` with settings, versions and rewards. A run takes one to three minutes of
+one core.
 
 It needs the ``models`` extra and ``trl``, at the versions of ``requirements/lock.txt``. ``supervised`` is the
 demo's own run, for contrast, and needs no TRL. One thread computes, as in `ckptlin.demo.training`.

@@ -12,8 +12,8 @@ from ckptlin.methods.persistence import hold_unmoved
 
 __all__ = ["kriging"]
 
-# The grid.  Of the drift: its share.  Of the two velocities: the time in which each is forgotten, for the short one
-# in intervals between checkpoints (0: at once) and for the long one in spans of the window; the long one's share.
+# The grid: shares of the drift; times in which the short and the long velocity are forgotten, in intervals of
+# checkpoints (0: at once) and in spans of the window; shares of the long one.
 # Twice as fine a grid predicts no better (docs/methods.md).
 _DRIFT = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
 _SHORT = (0.0, 0.7)
