@@ -19,13 +19,13 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from benchmarks.report import versions
 from ckptlin.demo.compare import score
 from ckptlin.demo.corpus import EncodedProblems, Problem, build_tokenizer, draw_problems, encode
 from ckptlin.demo.training import DemoSettings, new_model, pretrain, train_run, undisturbed
@@ -126,7 +126,8 @@ def make_grpo_run(
     run_dir = root / f"{name}-{seed}"
     demo = DemoSettings(
         num_terms=setting.num_terms,
-        num_train=9_000 if setting.num_terms == 4 else 30_000,
+        num_held_out=min(1_000, 10 ** (setting.num_terms - 1)),
+        num_train=min(30_000, 9 * 10 ** (setting.num_terms - 1)),
         pretrain_steps=setting.pretrain_steps,
         hidden_size=setting.hidden_size,
         num_layers=setting.num_layers,
@@ -157,7 +158,7 @@ def make_grpo_run(
         record = {
             "setting": asdict(setting) | {"name": name, "seed": seed, "steps": steps, "every": every},
             "num_params": sum(p.numel() for p in model.parameters()),
-            "versions": {package: version(package) for package in _PACKAGES},
+            "versions": versions(_PACKAGES),
             "elapsed_s": round(time.perf_counter() - start, 1),
             "first": score(run_dir / "checkpoint-0", held_out).to_dict(),
             "last": score(run_dir / f"checkpoint-{steps}", held_out).to_dict(),

@@ -2,11 +2,12 @@
 
     python -m benchmarks.methods /scratch/runs/grpo-0 /scratch/runs/grpo-0-bf16 --json build/methods.json
 
-Each prefix of a run of at least three checkpoints is an origin; the targets are the later checkpoints nearest to
-1.25, 1.5, 2 and 3 times the span that the origin has seen. A method sees the prefix only. Its figure is the squared
-distance of its prediction to the checkpoint that was trained, over that of the last checkpoint seen (1 − skill),
-summed over all tensors: 0 is perfect, 1 no better than standing still. Figures are means over origins; those of a
-method over two-point's, at 1.5 to 3 times the span, are what the project's aim is about (at most two thirds).
+Each prefix of a run of at least three checkpoints is an origin; the targets are the later checkpoints nearest
+to 1.25, 1.5, 2 and 3 times the span that the origin has seen. A method sees the prefix only. Its figure is the
+squared distance of its prediction to the checkpoint that was trained, over that of the last checkpoint seen
+(1 − skill), summed over all tensors: 0 is perfect, 1 no better than standing still. Figures are means over
+origins; those of a method over two-point's, at 1.5 to 3 times the span, are what the project's aim is about (at
+most two thirds). Two-point predicts every tensor here, norms as well.
 """
 
 import argparse
@@ -15,13 +16,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.report import machine
+from benchmarks.report import machine, versions
 from ckptlin.gram import gram
 from ckptlin.gram_matrices import GramMatrices
 from ckptlin.methods import METHODS, MethodSpec, parse_method, parse_methods
@@ -118,7 +118,7 @@ def print_scores(scores: Sequence[Scores]) -> None:
         for name in names:
             cells = "".join(f"{s.unexplained[name].get(h, np.nan):8.3f}" for h in HORIZONS)
             print(f"  {name:<{width}}{cells}{s.far(name) / s.far('two-point'):17.2f}")
-    print("\nsquared error at 1.5 to 3 times the span, relative to two-point's: geometric mean over runs, worst run")
+    print("\nsquared error at 1.5 to 3 times the span, over two-point's: geometric mean over runs, worst run")
     for name in sorted(names, key=lambda name: float(np.mean(np.log(ratio(scores, name))))):
         ratios = ratio(scores, name)
         short = sum(r > AIM for r in ratios)
@@ -132,7 +132,7 @@ def save_scores(path: Path, scores: Sequence[Scores]) -> None:
         "command": sys.orig_argv,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "versions": {package: version(package) for package in ("ckptlin", "numpy")},
+        "versions": versions(["ckptlin", "numpy"]),
         "runs": [
             {
                 "run": s.run,
