@@ -1,6 +1,6 @@
 """The part of a Gram pass that runs wherever blocks are read: inner products, rounding, samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,12 @@ __all__ = ["BlockGram", "GramFigures", "accumulate", "increments", "strips_of"]
 # A sum of float32 squares below this may have lost some of them to subnormals: an error of 7e-46 in each of up
 # to 2^20 is then more than 1e-9 of it.
 _SAFE_SQUARES = 1e-30
+# Blocks of up to so many parameters are summed in float64: they take no time, and over few tiles the rounding
+# of float32 does not average out.
+_FEW_PARAMS = 1 << 14
+
+# Tells of some of the moves, by number, whether any weight may have changed in one of them.
+HasMoved = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,46 +143,66 @@ class BlockGram:
             lo, hi = self._strips[0]
             self._source.prefetch(block, [row for group in self._groups[lo:hi] for row in group])
 
-    def of_bits(self, block: Block, bits: np.ndarray[Any, Any]) -> GramFigures:
+    def of_bits(
+        self, block: Block, bits: np.ndarray[Any, Any], *, rounding: float | None = None
+    ) -> GramFigures:
         """Multiply the moves of a block of which all rows are in memory, ``(T, num_params)`` of the bits dtype.
+
+        Whoever knows what rounding adds, as a regression of the same block does, spares a look at what moved.
 
         Raises
         ------
         NonFiniteError
             As the call.
         """
-        return self._carefully(block, lambda path: self._whole(block, bits, path))
+        return self._carefully(block, lambda real: self._whole(block, bits, real, rounding))
 
     def _of_block(self, block: Block) -> GramFigures:
         if len(self._strips) > 1:
-            return self._carefully(block, lambda path: self._in_strips(block, path))
+            return self._carefully(block, lambda real: self._in_strips(block, real))
         return self.of_bits(block, self._source.read_block(block, self._rows, thread_buffer()))
 
-    def _carefully(self, block: Block, multiply: Any) -> GramFigures:
-        """Sum in float32, and in float64 where that cannot be trusted."""
-        dtype = self._dtype(block)
-        reals = (np.float64,) if dtype.zarr == "float64" else (np.float32, np.float64)
+    def _carefully(
+        self, block: Block, multiply: Callable[[type[np.floating[Any]]], tuple[GramFigures, HasMoved]]
+    ) -> GramFigures:
+        """Sum in float32, and in float64 where that cannot be trusted or costs nothing."""
+        is_wide = self._dtype(block).zarr == "float64" or block.num_params <= _FEW_PARAMS
+        reals: tuple[type[np.floating[Any]], ...] = (np.float64,) if is_wide else (np.float32, np.float64)
         for real in reals:
-            path = np.zeros(block.num_params, real)
-            figures: GramFigures = multiply(path)
+            figures, has_moved = multiply(real)
             if not np.isfinite(figures.products).all():
                 require_finite(self._source, block, self._rows, way_out="the tensor with --exclude")
                 continue
-            squares = np.diag(figures.products)[self._first_new :]
-            if real is reals[-1] or not (squares < _SAFE_SQUARES).any() or not path.any():
+            small = np.flatnonzero(np.diag(figures.products) < _SAFE_SQUARES)
+            small = small[small >= self._first_new]
+            if real is reals[-1] or not small.size or not has_moved(small.tolist()):
                 return figures
         raise NonFiniteError(
             f"tensor `{block.tensor}` of {self._source.location} moves by about 1e150 or more, whose square is "
             "too large for float64; leave it out with --exclude"
         )
 
-    def _whole(self, block: Block, bits: np.ndarray[Any, Any], path: np.ndarray[Any, Any]) -> GramFigures:
-        moves = products(bits, None, self._dtype(block), path, first=self._first_new)
-        rounding = rounding_of(bits[0], path, self._dtype(block))
-        return GramFigures(moves, rounding, bits[:, self._columns(block)])
+    def _whole(
+        self,
+        block: Block,
+        bits: np.ndarray[Any, Any],
+        real: type[np.floating[Any]],
+        rounding: float | None,
+    ) -> tuple[GramFigures, HasMoved]:
+        dtype = self._dtype(block)
+        path = np.zeros(block.num_params if rounding is None else 0, real)
+        moves = products(bits, None, dtype, path, first=self._first_new)
+        if rounding is None:
+            rounding = rounding_of(bits[0], path, dtype)
 
-    def _in_strips(self, block: Block, path: np.ndarray[Any, Any]) -> GramFigures:
-        dtype, real = self._dtype(block), path.dtype.type
+        def has_moved(numbers: Sequence[int]) -> bool:
+            return any((bits[t + 1] != bits[t]).any() for t in numbers)
+
+        return GramFigures(moves, rounding, bits[:, self._columns(block)]), has_moved
+
+    def _in_strips(self, block: Block, real: type[np.floating[Any]]) -> tuple[GramFigures, HasMoved]:
+        dtype = self._dtype(block)
+        path = np.zeros(block.num_params, real)
         columns = self._columns(block)
         sample = np.empty((len(self._rows), columns.size), dtype.bits)
         first_row = np.empty(0, dtype.bits)
@@ -209,7 +235,8 @@ class BlockGram:
                     first_row = bits[0].copy()
                 following = bits[0].copy()
             after = held[0].copy()
-        return GramFigures(moves, rounding_of(first_row, path, dtype), sample)
+        # Which of the moves that was is not known any more: a frozen tensor is told from others, at least.
+        return GramFigures(moves, rounding_of(first_row, path, dtype), sample), lambda _: bool(path.any())
 
     @property
     def _first_new(self) -> int:

@@ -11,10 +11,22 @@ import numpy as np
 
 from ckptlin._version import __version__
 from ckptlin.block_fit import BlockFigures, BlockFitter
+from ckptlin.block_gram import BlockGram
 from ckptlin.checkpoints import RunTrajectories
 from ckptlin.dtypes import TensorDType, from_zarr
-from ckptlin.errors import InputError
+from ckptlin.errors import InputError, MemoryBudgetError
 from ckptlin.execution import Executor, Threads, available_workers, batches, open_executor
+from ckptlin.gram import (
+    gram_block_bytes,
+    gram_bytes,
+    gram_record,
+    gram_sample_size,
+    num_known_rows,
+    read_gram,
+    stage_gram,
+)
+from ckptlin.gram_matrices import GramMatrices
+from ckptlin.gram_sums import GramSums
 from ckptlin.kernels.regression import COUNT, GROUP_ROWS, BlockRegression
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.null import simulate_null
@@ -56,6 +68,8 @@ class FitPlan:
     tensors : tuple of TensorSpec
     maps : dict of str to str
         Maps to keep, and their zarr data types; empty without a store.
+    gram : bool
+        Whether the Gram matrices are computed in the same pass.
     bytes_in, bytes_out : int
         Raw bytes of the trajectories to read, and of the maps to write.
     memory : MemoryPlan
@@ -66,6 +80,7 @@ class FitPlan:
     rows: tuple[int, ...]
     tensors: tuple[TensorSpec, ...]
     maps: Mapping[str, str]
+    gram: bool
     bytes_in: int
     bytes_out: int
     memory: MemoryPlan
@@ -84,6 +99,7 @@ class FitPlan:
             "tensors": len(self.tensors),
             "params": sum(t.num_params for t in self.tensors),
             "maps": dict(self.maps),
+            "gram": self.gram,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "workers": self.memory.num_workers,
@@ -103,12 +119,15 @@ class FitResult:
     summary : FitSummary
     maps : dict of str to str
         Maps kept in the store.
+    keeps_gram : bool
+        Whether the store has the Gram matrices of these steps and tensors.
     """
 
     name: str
     source: str
     summary: FitSummary = field(repr=False)
     maps: Mapping[str, str]
+    keeps_gram: bool
     bytes_in: int
     elapsed_s: float
 
@@ -118,6 +137,7 @@ class FitResult:
             "name": self.name,
             "source": self.source,
             "maps": dict(self.maps),
+            "gram": self.keeps_gram,
             "bytes_in": self.bytes_in,
             "elapsed_s": self.elapsed_s,
             **self.summary.to_dict(),
@@ -165,6 +185,7 @@ def plan_fit(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     maps: Mapping[str, str] | None = None,
+    gram: bool | None = None,
     memory_bytes: int | None = None,
     num_workers: int | None = None,
 ) -> FitPlan:
@@ -189,30 +210,71 @@ def plan_fit(
     sample_size = _sample_size(len(rows), len(tensors))
     walk_bytes = _NUM_WALK_ARRAYS * 8 * len(rows) * max(sample_size, _MIN_PATHS)
     sample_bytes = sum(_sample_bytes(source, t, len(rows), sample_size) for t in tensors)
-    memory = MemoryPlan.within(
-        default_budget() if memory_bytes is None else memory_bytes,
-        "fit",
-        max(walk_bytes, *(_block_bytes(source, t, rows, maps) for t in tensors)),
-        num_workers or available_workers(),
-        extra_bytes=sample_bytes
-        + len(tensors) * Tally.NUM_BYTES
-        + _metadata_bytes(source, tensors, maps)
-        + (source.files.behind_bytes if maps and isinstance(source, TrajectoryStore) else 0),
-    )
+
+    def within(has_gram: bool) -> MemoryPlan:
+        return MemoryPlan.within(
+            default_budget() if memory_bytes is None else memory_bytes,
+            "fit",
+            max(walk_bytes, *(_block_bytes(source, t, rows, maps, has_gram) for t in tensors)),
+            num_workers or available_workers(),
+            extra_bytes=sample_bytes
+            + len(tensors) * Tally.NUM_BYTES
+            + _metadata_bytes(source, tensors, maps)
+            + (source.files.behind_bytes if maps and isinstance(source, TrajectoryStore) else 0)
+            + (gram_bytes(source, tensors, len(rows), is_kept=True) if has_gram else 0),
+        )
+
+    has_gram = _has_gram(source, rows, tensors, gram)
+    if gram and has_gram:
+        memory = within(True)
+    else:
+        memory = within(False)
+        try:
+            beside = within(True) if has_gram else memory
+        except MemoryBudgetError:
+            beside = None
+        # All rows of a block at once take more memory: not at the cost of more than half of the workers.
+        has_gram = has_gram and beside is not None and 2 * beside.num_workers >= memory.num_workers
+        memory = beside if has_gram and beside is not None else memory
     return FitPlan(
         source=source,
         name=name,
         rows=rows,
         tensors=tensors,
         maps=maps,
+        gram=has_gram,
         bytes_in=sum(t.num_bytes for t in tensors) * len(rows),
         bytes_out=sum(t.num_params * from_zarr(dtype).itemsize for t in tensors for dtype in maps.values()),
         memory=memory,
     )
 
 
+def _has_gram(
+    source: TrajectoryStore | RunTrajectories,
+    rows: Sequence[int],
+    tensors: Sequence[TensorSpec],
+    gram: bool | None,
+) -> bool:
+    """Tell whether a fit is to compute Gram matrices: a store keeps those of all steps and tensors."""
+    is_whole = (
+        isinstance(source, TrajectoryStore)
+        and len(rows) == len(source.steps)
+        and len(tensors) == len(fitted_tensors(source))
+    )
+    if gram and not is_whole:
+        raise InputError(
+            "--gram keeps the matrices of all steps and tensors of a store; leave out --steps, --include and "
+            f"--exclude, or run `ckptlin gram` for a part of {source.location}"
+        )
+    return gram is not False and is_whole and num_known_rows(source, rows, tensors) < len(rows)
+
+
 def _block_bytes(
-    source: TrajectoryStore | RunTrajectories, spec: TensorSpec, rows: Sequence[int], maps: Mapping[str, str]
+    source: TrajectoryStore | RunTrajectories,
+    spec: TensorSpec,
+    rows: Sequence[int],
+    maps: Mapping[str, str],
+    has_gram: bool,
 ) -> int:
     """Bytes that one block of a tensor takes while it is fitted."""
     num_params = max((block.num_params for block in source.blocks(spec.name)), default=0)
@@ -226,7 +288,12 @@ def _block_bytes(
     # All maps as they were computed; one of them as it is written, padded and compressed.
     values = len(maps) * max(4, spec.dtype.itemsize)
     written = 2 * max((from_zarr(dtype).itemsize for dtype in maps.values()), default=0)
-    return num_params * (block + state + values + written)
+    beside = 0
+    if has_gram:
+        beside = gram_block_bytes(num_params, len(rows))
+        # Rows of several chunks are put together.
+        block += 0 if len(groups) == 1 else len(rows) * spec.dtype.itemsize
+    return num_params * (block + state + values + written) + beside
 
 
 def _metadata_bytes(
@@ -261,6 +328,7 @@ def fit(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     maps: Mapping[str, str] | None = None,
+    gram: bool | None = None,
     memory_bytes: int | None = None,
     num_workers: int | None = None,
     scheduler: str | None = None,
@@ -282,6 +350,9 @@ def fit(
         Patterns of tensor names, see `ckptlin.naming.matches`.
     maps : mapping of str to str, optional
         Which per-parameter maps to keep, and as which zarr data type; default `DEFAULT_MAPS` in a store.
+    gram : bool, optional
+        Keep the Gram matrices in the store too (`ckptlin.gram`), out of the same pass.  Default: where all
+        steps and tensors are fitted, and memory holds all rows of a block at once for half of the workers.
     memory_bytes, num_workers : int, optional
     scheduler : str, optional
     processes : bool
@@ -302,6 +373,8 @@ def fit(
     CorruptChunkError, StoreLockedError, MemoryBudgetError, DiskFullError
     """
     started = time.perf_counter()
+    if gram and not keep:
+        raise InputError("--gram keeps the Gram matrices in the store, and --no-keep keeps nothing; give one")
     make_plan = partial(
         plan_fit,
         name=name,
@@ -309,6 +382,7 @@ def fit(
         include=include,
         exclude=exclude,
         maps=maps if keep else {},
+        gram=gram if keep else False,
         memory_bytes=memory_bytes,
         num_workers=num_workers,
     )
@@ -318,17 +392,21 @@ def fit(
             # The store may have changed since it was opened, and with it the rows of its steps.
             plan = make_plan(TrajectoryStore(source.location))
             with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
-                summary = _run(plan, writer, seed, executor, progress)
+                summary, grams = _run(plan, writer, seed, executor, progress)
             _write_tables(writer, writer.staged_fit(name), summary)
-            writer.commit_fit(_record_with_fit(plan), name)
+            record = _record_with_fit(plan)
+            if grams is not None:
+                stage_gram(writer, record, grams)
+            writer.commit_fit(record, name, gram=grams is not None)
     else:
         with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
-            summary = _run(plan, None, seed, executor, progress)
+            summary, _ = _run(plan, None, seed, executor, progress)
     return FitResult(
         name=name,
         source=source.location,
         summary=summary,
         maps=plan.maps,
+        keeps_gram=plan.gram or num_known_rows(plan.source, plan.rows, plan.tensors) == len(plan.rows),
         bytes_in=plan.bytes_in,
         elapsed_s=time.perf_counter() - started,
     )
@@ -354,7 +432,8 @@ def read_summary(store: TrajectoryStore, name: str = "default") -> FitSummary:
 
 def _run(
     plan: FitPlan, writer: StoreWriter | None, seed: int, executor: Executor, progress: Progress
-) -> FitSummary:
+) -> tuple[FitSummary, GramMatrices | None]:
+    gram_sums, block_gram = _gram_of(plan)
     fitter = BlockFitter(
         source=plan.source,
         rows=plan.rows,
@@ -362,6 +441,7 @@ def _run(
         files=None if writer is None else writer.files,
         prefix="" if writer is None else writer.staged_fit(plan.name),
         sample_size=_sample_size(len(plan.rows), len(plan.tensors)),
+        gram=block_gram,
     )
     tallies = {t.name: Tally.zero() for t in plan.tensors}
     # By block, so that nothing depends on the order in which blocks end.
@@ -377,6 +457,8 @@ def _run(
                 tallies[block.tensor].histogram += of_block.histogram
                 sums[block] = of_block.sums
                 samples[block] = of_block.sample
+                if gram_sums is not None and of_block.gram is not None:
+                    gram_sums.add(block, of_block.gram)
                 if writer is not None and executor.is_remote:
                     for key in fitter.map_keys(block).values():
                         writer.files.note(key)
@@ -398,7 +480,24 @@ def _run(
 
         # Samples are small and lie here.
         Threads(plan.memory.num_workers).run(walk, plan.tensors, lambda _, num_bytes: advance(num_bytes))
-    return FitSummary(plan.steps, tuple(tallies), tuple(tallies.values()))
+    summary = FitSummary(plan.steps, tuple(tallies), tuple(tallies.values()))
+    return summary, None if gram_sums is None else gram_sums.result()
+
+
+def _gram_of(plan: FitPlan) -> tuple[GramSums | None, BlockGram | None]:
+    """Return what multiplies the moves of the blocks that are fitted, and what adds up the products."""
+    store = plan.source
+    if not plan.gram or not isinstance(store, TrajectoryStore):
+        return None, None
+    num_known = num_known_rows(store, plan.rows, plan.tensors)
+    block_gram = BlockGram(
+        source=store,
+        rows=plan.rows,
+        num_known=num_known,
+        num_held=len(plan.rows),
+        sample_size=gram_sample_size(len(plan.rows), len(plan.tensors)),
+    )
+    return GramSums(store, plan.tensors, plan.rows, read_gram(store) if num_known else None), block_gram
 
 
 def _add_null(
@@ -450,5 +549,8 @@ def _record_with_fit(plan: FitPlan) -> Any:
         maps=dict(plan.maps),
     )
     return replace(
-        store.record, commit=store.record.commit + 1, fits={**store.record.fits, plan.name: fit_record}
+        store.record,
+        commit=store.record.commit + 1,
+        fits={**store.record.fits, plan.name: fit_record},
+        gram=gram_record(store, fit_record.tensors) if plan.gram else store.record.gram,
     )

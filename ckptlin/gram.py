@@ -40,6 +40,7 @@ __all__ = [
     "gram_bytes",
     "gram_record",
     "gram_sample_size",
+    "num_known_rows",
     "plan_gram",
     "read_gram",
     "stage_gram",
@@ -134,7 +135,7 @@ def plan_gram(
         )
     tensors = tuple(fitted_tensors(source, include, exclude))
     is_whole = len(rows) == len(source.steps) and len(tensors) == len(fitted_tensors(source))
-    num_known = _num_known(source, rows, tensors, is_whole=is_whole)
+    num_known = num_known_rows(source, rows, tensors)
     is_kept = isinstance(source, TrajectoryStore) and keep and is_whole and num_known < len(rows)
     num_held, memory = _within(
         source,
@@ -246,8 +247,8 @@ def _num_rows_read(groups: Sequence[Sequence[int]], num_held: int, num_known: in
     return sum(sum(sizes[:hi]) for _, hi in strips)
 
 
-def _num_known(source: Source, rows: Sequence[int], tensors: Sequence[TensorSpec], *, is_whole: bool) -> int:
-    """Count the first rows whose products the store has."""
+def num_known_rows(source: Source, rows: Sequence[int], tensors: Sequence[TensorSpec]) -> int:
+    """Count the first of the rows whose products the store has."""
     if not isinstance(source, TrajectoryStore) or source.record.gram is None:
         return 0
     record = source.record.gram
@@ -256,8 +257,8 @@ def _num_known(source: Source, rows: Sequence[int], tensors: Sequence[TensorSpec
     steps, names = [source.steps[row] for row in rows], {t.name for t in tensors}
     if set(steps) <= set(record.steps) and names <= set(record.tensors):
         return len(rows)
-    is_prefix = record.steps == source.steps[: len(record.steps)] and names == set(record.tensors)
-    return len(record.steps) if is_whole and is_prefix else 0
+    is_extended = tuple(steps[: len(record.steps)]) == record.steps and names == set(record.tensors)
+    return len(record.steps) if is_extended else 0
 
 
 def gram(
@@ -309,7 +310,7 @@ def gram(
 
     Notes
     -----
-    Products are summed in float32 over 256 parameters and in float64 across them; the result does not depend on
+    Products are summed in float32 over 512 parameters and in float64 across them; the result does not depend on
     workers, memory, chunks of steps or the order of the blocks, not in the last bit.
     """
     make_plan = partial(
@@ -363,7 +364,8 @@ def stage_gram(writer: StoreWriter, record: StoreRecord, grams: GramMatrices) ->
     for dtype, names in sampled_together(record).items():
         samples = np.concatenate([grams.samples[name].view(dtype.bits) for name in names], axis=1)
         arrays += _cut(f"samples/{dtype.zarr}", samples, min(samples.shape[1], SAMPLE_CHUNK), MAP_COMPRESSOR)
-    writer.files.map(lambda item: writer.files.write(item[0], encode_plain(item[1], item[2])), arrays)
+    for key, array, compressor in arrays:
+        writer.files.write_behind(key, encode_plain(array, compressor))
 
 
 def _cut(

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from ckptlin.fit import fit
+from ckptlin.gram import gram
 from ckptlin.store.store import TrajectoryStore
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "assert_holds",
     "file_contents",
     "fit_store",
+    "gram_store",
     "save_checkpoint",
     "stored_bits",
     "weights_at",
@@ -64,6 +66,11 @@ def save_checkpoint(
 def fit_store(path: str) -> None:
     """Fit a store that is named by its path."""
     fit(TrajectoryStore(path), num_workers=1)
+
+
+def gram_store(path: str) -> None:
+    """Compute the Gram matrices of a store that is named by its path."""
+    gram(TrajectoryStore(path), num_workers=1)
 
 
 def stored_bits(store: TrajectoryStore, tensor: str) -> np.ndarray:

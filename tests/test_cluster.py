@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import pytest
 from ckptlin.errors import InputError, NonFiniteError
 from ckptlin.extrapolate import extrapolate
 from ckptlin.fit import fit, read_summary
+from ckptlin.gram import gram, read_gram
 from ckptlin.ingest import ingest
 from ckptlin.source import open_source
 from ckptlin.store.store import TrajectoryStore
 from tests.runs import MODEL, file_contents, save_checkpoint, weights_at
 from tests.s3 import upload
+from tests.test_gram import assert_same
 
 # Tensors that are large enough to be tasks of their own.
 LAYERS = {f"model.layers.{i}.mlp.up_proj.weight": ((600, 1000), ml_dtypes.bfloat16) for i in range(10)}
@@ -116,6 +119,16 @@ def test_a_fit_that_loses_a_worker_has_the_right_result(stores, cluster):
     assert len(maps_of(remote)) > 2 * len(LAYERS)
 
 
+def test_gram_matrices_are_the_same_to_the_last_bit(run, stores, cluster, tmp_path):
+    local = gram(open_source(str(run)))
+    remote = tmp_path / "remote"
+    shutil.copytree(stores[0], remote)
+    for path, options in ((run, {}), (remote, {"num_workers": 1})):
+        source = open_source(str(path))
+        assert_same(gram(source, scheduler=cluster.scheduler_address, **options), local)
+    assert_same(read_gram(TrajectoryStore(remote)), local)
+
+
 def test_a_fit_of_the_run_itself_has_the_same_figures(run, cluster):
     local = fit(open_source(str(run)))
     remote = fit(open_source(str(run)), scheduler=cluster.scheduler_address)
@@ -165,6 +178,7 @@ def test_run_and_store_in_an_object_store(make_run, tmp_path, s3_bucket):
         fit(TrajectoryStore(where), **options)
     here, there = TrajectoryStore(local), TrajectoryStore(remote)
     assert read_summary(there).to_dict() == read_summary(here).to_dict()
+    assert_same(read_gram(there), read_gram(here))  # with the fit, to the last bit as well
     written = {**weights_of(local), **maps_of(local)}
     assert {key: there.files.read(key) for key in written} == written
 

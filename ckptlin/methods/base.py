@@ -103,7 +103,7 @@ class MethodEntry:
     keep: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MethodSpec:
     """A method with its parameters: what ``--method wls:decay=0.7`` means.
 
@@ -187,6 +187,10 @@ class MethodSpec:
     ) -> np.ndarray[Any, Any]:
         """Do what `coefficients` does."""
         return self.coefficients(steps, target, gram, pooled)
+
+    def __repr__(self) -> str:
+        """Write it as a call that means it."""
+        return f"parse_method({str(self)!r})"
 
     def __str__(self) -> str:
         """Write it as ``--method`` takes it, with every parameter."""

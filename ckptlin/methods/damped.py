@@ -10,8 +10,10 @@ from ckptlin.methods.wls import wls_anchored
 
 __all__ = ["damped"]
 
-# Fewest checkpoints that a prediction of the past is made from.
-_MIN_ORIGIN = 3
+# Fewest checkpoints that a prediction of the past is made from.  Two make every base the same line, and yet
+# without them a window of three would teach nothing: on runs of GRPO at 3 spans they raise the skill from .35
+# to .43 with 25 checkpoints, from .21 to .44 with 13.
+_MIN_ORIGIN = 2
 # A tensor may be trusted to go further than its prediction, but not without end.
 _MAX_FACTOR = 1.5
 # Squared moves below this share of the trajectory's largest are rounding of G.
@@ -30,14 +32,14 @@ def damped(
 ) -> np.ndarray[Any, Any]:
     """Scale the move that another method predicts by what such predictions were worth in the window's past.
 
-    ŵ(s) = w_T + f·(ŵ_base(s) − w_T), with one f for each tensor.  Every pair of an origin n ≥ 3 and a later
+    ŵ(s) = w_T + f·(ŵ_base(s) − w_T), with one f for each tensor.  Every pair of an origin n ≥ 2 and a later
     checkpoint h is a prediction that can be judged: the base, given the first n checkpoints, predicted the move
     p = ŵ_base,n(s_h) − w_n, and m = w_h − w_n came.  f minimises Σω‖m − f·p‖²/‖m‖², the mean loss of skill, so
     f = Σω⟨p, m⟩/‖m‖² / Σω‖p‖²/‖m‖², all of it from G.  Pairs count by how near their reach is to the target's,
     ω = exp(−½(ln(ρ_pair/ρ_target)/width)²), ρ = (s_h − s_1)/(s_n − s_1), the largest scaled to 1.  f is drawn
     towards the whole model's, from ``pooled``, with the weight of ``ridge`` pairs, and kept within 0 and 1.5.
 
-    Without a pair to judge by (fewer than 4 checkpoints) f is 1, and the base predicts alone; so it does up
+    Without a pair to judge by (fewer than 3 checkpoints) f is 1, and the base predicts alone; so it does up
     to the last step.  A tensor whose past says nothing has the whole model's f; without ``pooled`` it has its
     own alone.  A tensor that never moved keeps the last checkpoint.  A line is continued exactly where the
     base does so: f is then 1.  No source: this method is ckptlin's.
@@ -51,7 +53,7 @@ def damped(
     >>> gram = np.outer(slowing, slowing)
     >>> truth = np.sqrt(400.0)
     >>> [round(float(abs(m(steps, 400.0, gram) @ slowing - truth)), 2) for m in (wls_anchored, damped)]
-    [6.06, 0.29]
+    [6.06, 0.89]
     """
     check_steps("damped", steps, max(2, getattr(base, "min_steps", 2)))
     gram = check_gram("damped", steps, gram)
@@ -81,13 +83,10 @@ def _factor(
     reach = np.array([(steps[h] - steps[0]) / (steps[n - 1] - steps[0]) for n, h in pairs])
     distance = (np.log(reach * (steps[-1] - steps[0]) / (target - steps[0])) / width) ** 2
     weights = np.exp(-0.5 * (distance - distance.min()))
-    true = np.zeros((len(pairs), steps.size))
-    for row, (n, h) in enumerate(pairs):
-        true[row, h], true[row, n - 1] = 1.0, -1.0
-    along, square, count = _judged(steps, pairs, true, weights, gram, pooled, base)
+    along, square, count = _judged(steps, pairs, weights, gram, pooled, base)
     if pooled is None:
         return _ratio(along, square, np.ones(square.shape))
-    whole = _judged(steps, pairs, true, weights, pooled, pooled, base)
+    whole = _judged(steps, pairs, weights, pooled, pooled, base)
     common = _ratio(whole[0], whole[1], np.ones(()))
     own = _ratio(along, square, np.broadcast_to(common, square.shape))
     evidence = count + ridge
@@ -98,7 +97,6 @@ def _factor(
 def _judged(
     steps: np.ndarray[Any, Any],
     pairs: list[tuple[int, int]],
-    true: np.ndarray[Any, Any],
     weights: np.ndarray[Any, Any],
     gram: np.ndarray[Any, Any],
     pooled: np.ndarray[Any, Any] | None,
@@ -115,8 +113,11 @@ def _judged(
         moves.append(move)
     # The same for every tensor where the base looks at the steps alone, and still cheap.
     predicted = np.stack(np.broadcast_arrays(*moves), axis=-2)
-    projected = true @ gram
-    size = (projected * true).sum(axis=-1)
+    last, held_out = [n - 1 for n, _ in pairs], [h for _, h in pairs]
+    # ⟨m, w_t − w_1⟩ for every t, from the two rows of G that m = w_h − w_n touches.
+    projected = gram[..., held_out, :] - gram[..., last, :]
+    each = np.arange(len(pairs))
+    size = projected[..., each, held_out] - projected[..., each, last]
     largest = np.diagonal(gram, axis1=-2, axis2=-1).max(axis=-1)[..., None]
     moved = size > _NOISE * largest
     scaled = np.where(moved, weights / np.where(moved, size, 1.0), 0.0)

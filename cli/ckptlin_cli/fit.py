@@ -57,6 +57,12 @@ _HEADER = (
     "type behind it if you like (r2:float32).  [default: r2,slope at 16 bits; none for a run]",
 )
 @click.option(
+    "--gram/--no-gram",
+    default=None,
+    help="Keep the Gram matrices in the store too, out of the same pass (see `ckptlin gram`).  [default: for a "
+    "fit of all steps and tensors, if memory allows]",
+)
+@click.option(
     "--by",
     type=click.Choice(["kind", "layer", "tensor"]),
     default="kind",
@@ -84,6 +90,7 @@ def command(
     exclude: tuple[str, ...],
     name: str,
     maps: str | None,
+    gram: bool | None,
     by: str,
     csv_path: Path | None,
     no_keep: bool,
@@ -121,6 +128,7 @@ def command(
         "include": include,
         "exclude": exclude,
         "maps": None if maps is None else parse_maps(maps),
+        "gram": gram,
         "memory_bytes": memory,
         "num_workers": workers,
     }
@@ -135,6 +143,7 @@ def command(
                 ("would fit", f"{describe_steps(plan.steps)}, {len(plan.tensors)} tensors"),
                 ("would read", f"{format_bytes(plan.bytes_in)} of weights"),
                 ("would write", f"{format_bytes(plan.bytes_out)} of maps, before compression"),
+                ("Gram matrices", "in the same pass" if plan.gram else "no"),
                 ("memory", f"{format_bytes(plan.memory.peak_bytes)}, {plan.memory.num_workers} workers"),
             ]
         )
@@ -172,6 +181,8 @@ def command(
     if isinstance(opened, TrajectoryStore) and not no_keep:
         kept = ", ".join(f"{name} ({dtype})" for name, dtype in result.maps.items()) or "none"
         where = f"kept as fit {result.name!r}, maps: {kept}"
+        if result.keeps_gram:
+            where += "; Gram matrices (`ckptlin gram`)"
     click.echo(f"\n{format_bytes(result.bytes_in)} of weights in {result.elapsed_s:.1f} s; {where}")
 
 

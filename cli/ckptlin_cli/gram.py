@@ -71,7 +71,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Multiply every tensor's moves: how far does the run go, how straight, in how many directions?
+    """Multiply every tensor's moves: how far does a run go, how straight, in how many directions?
 
     A store keeps the matrices of all its steps; when steps are appended, only products with these are computed.
     A run is read once, and nothing is kept.

@@ -17,7 +17,7 @@ COMMANDS: dict[str, str] = {
     "ingest": "Stream a run's checkpoints into a trajectory store.",
     "info": "Show what a store holds.",
     "fit": "Fit every parameter on the step: how linear is the run?",
-    "gram": "Multiply every tensor's moves: how far, how straight, in how many directions?",
+    "gram": "How far a run moves, how straight, in how many directions.",
     "extrapolate": "Write the checkpoint of a step that was never trained.",
     "plot": "Draw the figures of a store.",
     "export": "Give an ingested checkpoint back, bit for bit.",

@@ -65,6 +65,72 @@ def in_words(group):
     ]
 
 
+def movement_in_words(group):
+    """The cells of a row of `gram`, from the JSON of the same."""
+
+    def number(value):
+        return "-" if value is None else f"{value:.2f}"
+
+    return [
+        group["name"],
+        str(group["num_params"]),
+        f"{group['update_norm']:.3g}",
+        number(group["mean_cosine"]),
+        number(group["straightness"]),
+        "-" if group["rank1_share"] is None else f"{group['rank1_share']:.1%}",
+        number(group["r2"]),
+    ]
+
+
+@pytest.mark.parametrize(("by", "key"), [("kind", "kinds"), ("layer", "layers"), ("tensor", "tensors")])
+@pytest.mark.parametrize("source", ["run", "run.store"])
+def test_the_table_of_gram_says_what_its_json_says(here, source, by, key):
+    header, rows = table_of(call("gram", source, "--by", by).stdout)
+    data = call_json("gram", source, "--by", by)
+    assert header[0] == by
+    assert rows == [movement_in_words(group) for group in [*data[key], data["model"]]]
+
+
+def test_the_csv_of_gram_has_all_levels(here):
+    data = call_json("gram", "run.store", "--csv", "moves.csv")
+    with open("moves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    groups = [data["model"], *data["layers"], *data["kinds"], *data["tensors"]]
+    assert [row["name"] for row in rows] == [group["name"] for group in groups]
+    assert [float(row["update_norm"]) for row in rows] == [group["update_norm"] for group in groups]
+    assert [row["level"] for row in rows[:2]] == ["model", "layer"]
+
+
+def test_gram_says_where_its_matrices_come_from(here):
+    assert "from what the store keeps" in call("gram", "run.store").stdout  # the fit has kept them
+    assert "not kept" in call("gram", "run").stdout
+    call("ingest", "run", "new.store", "-q")
+    shown = pairs_of(call("gram", "new.store", "--dry-run").stdout)
+    assert shown["known already"] == "no steps"
+    plan = call_json("gram", "new.store", "--dry-run")
+    assert (plan["known_steps"], plan["kept"], plan["passes"]) == (0, True, 1)
+    assert "not kept" in call("gram", "new.store", "--no-keep").stdout
+    assert "kept in the store" in call("gram", "new.store").stdout
+    assert call_json("gram", "new.store", "--dry-run")["bytes_in"] == 0
+    assert call_json("info", "new.store")["gram"]["state"] == "current"
+    assert pairs_of(call("info", "new.store").stdout)["Gram matrices"] == "11 steps, 0 to 1000; current"
+
+
+def test_gram_of_two_steps_says_that_it_says_little(here):
+    assert "every path is straight" in call("gram", "run.store", "--steps", "0,100").stdout
+    assert "every path is straight" not in call("gram", "run.store").stdout
+
+
+def test_a_fit_says_whether_it_keeps_the_gram_matrices(here):
+    call("ingest", "run", "new.store", "-q")
+    assert pairs_of(call("fit", "new.store", "--dry-run").stdout)["Gram matrices"] == "in the same pass"
+    assert "Gram matrices" not in call("fit", "new.store", "--no-gram").stdout
+    assert call_json("info", "new.store")["gram"] is None
+    assert "Gram matrices (`ckptlin gram`)" in call("fit", "new.store").stdout
+    assert "--gram keeps the matrices of all steps" in refusal("fit", "new.store", "--gram", "--steps", "0:500")
+    assert "lies in no directory" in refusal("gram", "new.store", "--csv", "absent/moves.csv")
+
+
 @pytest.mark.parametrize(("by", "key"), [("kind", "kinds"), ("layer", "layers"), ("tensor", "tensors")])
 @pytest.mark.parametrize("source", ["run", "run.store"])
 def test_the_table_of_a_fit_says_what_its_json_says(here, source, by, key):

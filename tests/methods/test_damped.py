@@ -15,7 +15,7 @@ def directly(steps, weights, target, base, ridge, width, model=None):
     def judged(trajectory):
         along = square = total = 0.0
         reach = {}
-        for n in range(3, len(steps)):
+        for n in range(2, len(steps)):
             for h in range(n, len(steps)):
                 ratio = (steps[h] - steps[0]) / (steps[n - 1] - steps[0])
                 wanted = (target - steps[0]) / (steps[-1] - steps[0])
@@ -48,7 +48,7 @@ def test_the_factor_is_that_of_predictions_judged_one_by_one(base, run, ridge, w
         np.testing.assert_allclose(found, expected, atol=1e-8 * np.abs(move).max() + 1e-10)
 
 
-@given(run=runs(min_size=2, max_size=3))
+@given(run=runs(min_size=2, max_size=2))
 def test_without_a_past_the_base_predicts_alone(run):
     steps, weights, target = run
     gram = gram_of(weights)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 
 from ckptlin.dtypes import from_zarr
+from ckptlin.gram import gram
 from ckptlin.ingest import ingest
 from ckptlin.kernels.step_delta import FLOAT, delta_encode
 from ckptlin.naming import encode_name
@@ -90,11 +91,36 @@ def test_the_fingerprint_is_as_documented(make_run, tmp_path):
     assert store.checkpoints[1].fingerprint == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def test_the_arrays_of_gram_matrices_are_as_documented(make_run, tmp_path):
+    store = ingest(make_run((0, 10)), tmp_path / "store").store
+    grams = gram(store)
+    nodes = {path for path in (store.path / "gram").rglob("zarr.json") if "samples" not in path.parts[-3:]}
+    table = PAGE[PAGE.index("## Gram matrices") : PAGE.index("## Why these codecs")]
+    arrays = {path.parent.relative_to(store.path).as_posix() for path in nodes} - {"gram", "gram/matrices"}
+    tensors = {f"gram/matrices/{encode_name(name)}" for name in grams.matrices}
+    assert arrays - tensors - {"gram/samples"} == {"gram/step", "gram/step_other", "gram/rounding"}
+    for name in (
+        "`step`",
+        "`step_other`",
+        "`rounding`",
+        "`gram/matrices/<tensor>`",
+        "`gram/samples/<data type>`",
+    ):
+        assert name in table
+    record = json.loads((store.path / "zarr.json").read_text())["attributes"]["ckptlin"]["gram"]
+    name = "model.layers.0.mlp.experts.up_proj"
+    flat = weights_at(10)[name].reshape(-1)
+    size = min(record["sample_size"], flat.size)
+    chosen = [i * (flat.size - 1) // (size - 1) for i in range(size)]
+    np.testing.assert_array_equal(grams.samples[name][1], flat[chosen])
+
+
 def test_the_fields_of_the_record_are_documented(make_run, tmp_path):
-    ingest(make_run((0, 10)), tmp_path / "store")
+    gram(ingest(make_run((0, 10)), tmp_path / "store").store)
     record = json.loads((tmp_path / "store/zarr.json").read_text())["attributes"]["ckptlin"]
     assert record["format_version"] == FORMAT_VERSION == 1
     table = PAGE[PAGE.index("## The record") : PAGE.index("**Hashes**")]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(record)
-    for field in (*record["checkpoints"][0], *record["checkpoints"][0]["files"][0], *record["tensors"][0]):
+    first = record["checkpoints"][0]
+    for field in (*first, *first["files"][0], *record["tensors"][0], *record["gram"]):
         assert f"`{field}`" in table

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from ckptlin.fit import read_summary
+from ckptlin.gram import gram, read_gram
 from ckptlin.ingest import ingest
+from ckptlin.source import open_source
 from ckptlin.store.lock import LOCK_FILE
 from ckptlin.store.store import TrajectoryStore
 from ckptlin.store.writer import JOURNAL
@@ -227,6 +229,46 @@ def test_a_fit_that_is_replaced_may_be_killed_before_any_operation(tmp_path, for
         outcome = forked.call("tests.runs:fit_store", store)
         assert (operation, outcome.error, outcome.message) == (operation, "", "")
         assert slopes_of(store) == slopes[6]
+        assert set(file_contents(store)) == files
+    assert seen == sorted(seen, reverse=True)
+    assert set(seen) == {5, 6}
+
+
+@pytest.mark.parametrize("operation", ["gram_store", "fit_store"])
+@pytest.mark.parametrize("stride", [16, pytest.param(1, marks=pytest.mark.slow)])
+def test_gram_matrices_that_are_extended_may_be_killed_before_any_operation(
+    tmp_path, forked, stride, operation
+):
+    """Alone, or with a fit: readers find the former ones or the new ones, whole."""
+    model = {"w": ((3, 2), ml_dtypes.bfloat16)}
+    base, store = tmp_path / "base", tmp_path / "store"
+    for step in range(6):
+        save_checkpoint(tmp_path / f"run/checkpoint-{step}", weights_at(step, model))
+    ingest([tmp_path / f"run/checkpoint-{step}" for step in range(5)], base, num_workers=1)
+    fit_store(base)
+    ingest(tmp_path / "run", base, num_workers=1)
+    whole = gram(open_source(tmp_path / "run"))
+
+    def restore():
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(base, store)
+
+    restore()
+    num_operations = forked.call(f"tests.runs:{operation}", store).num_operations
+    files = set(file_contents(store))
+    seen = []
+    for number in range(num_operations, 0, -stride):
+        restore()
+        outcome = forked.call(f"tests.runs:{operation}", store, die_at=number)
+        assert outcome.signal == signal.SIGKILL
+        found = read_gram(TrajectoryStore(store))
+        seen.append(len(found.steps))
+        np.testing.assert_allclose(found.matrices["w"], whole.matrices["w"][: seen[-1], : seen[-1]], rtol=1e-12)
+        if operation == "fit_store":  # both are committed in the same instant
+            assert TrajectoryStore(store).fit_record().steps == found.steps
+        outcome = forked.call("tests.runs:fit_store", store)
+        assert (outcome.error, outcome.message) == ("", "")
+        assert read_gram(TrajectoryStore(store)).steps == whole.steps
         assert set(file_contents(store)) == files
     assert seen == sorted(seen, reverse=True)
     assert set(seen) == {5, 6}

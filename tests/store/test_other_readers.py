@@ -11,8 +11,10 @@ import pytest
 import safetensors.numpy
 
 from ckptlin.dtypes import DTYPES
+from ckptlin.gram import gram
 from ckptlin.ingest import ingest
 from ckptlin.naming import encode_name
+from tests.runs import save_checkpoint, weights_at
 from tests.strategies import special_bits
 
 STEPS = (0, 7, 100)
@@ -174,6 +176,35 @@ found["groups"] = sorted(tree.groups)
     assert found.pop("groups") == ["/", "/files", "/weights"]
     assert found.pop("step") == describe(np.array(STEPS))
     assert found == expected
+
+
+def test_gram_matrices_are_read_with_their_steps(tmp_path):
+    model = {"experts": ((4, 3, 5), ml_dtypes.bfloat16), "a/b": ((3,), np.float32)}
+    for step in STEPS:
+        save_checkpoint(tmp_path / f"run/checkpoint-{step}", weights_at(step, model))
+    store = ingest(tmp_path / "run", tmp_path / "run.zarr").store
+    grams = gram(store)
+    program = """
+import xarray, zarr
+node = xarray.open_datatree(store)["gram/matrices"]
+found["dims"] = list(node["experts"].dims)
+found["steps"] = [node[name].values.tolist() for name in ("step", "step_other")]
+found["chosen"] = float(node["experts"].sel(step=7, step_other=100))
+group = zarr.open(store, mode="r")["gram"]
+found["matrices"] = [group["matrices"][name][:].tolist() for name in ("experts", "a%2Fb")]
+found["rounding"] = group["rounding"][:].tolist()
+found["samples"] = group["samples/bfloat16"][:].astype(float).tolist()
+found["tensors"] = group.attrs["ckptlin"]["tensors"]
+"""
+    assert read_elsewhere(program, store) == {
+        "dims": ["step", "step_other"],
+        "steps": [list(STEPS), list(STEPS)],
+        "chosen": grams.matrices["experts"][1, 2],
+        "matrices": [grams.matrices[name].tolist() for name in ("experts", "a/b")],
+        "rounding": list(grams.rounding.values()),
+        "samples": grams.samples["experts"].astype(float).tolist(),
+        "tensors": list(grams.matrices),
+    }
 
 
 def test_an_array_is_opened_by_its_own_path_once_the_plugin_is_imported(store, expected):
