@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.methods import HORIZONS, pairs_of, print_scores, ratio, save_scores, score_methods
+from benchmarks.methods import FACTOR, FREE, HORIZONS, pairs_of, print_scores, ratio, save_scores, score_methods
 from ckptlin.methods import parse_method, parse_methods
 from tests.grams import grams_of
 
@@ -54,6 +54,33 @@ def test_figures_are_those_of_predictions_made_with_the_weights(trajectories):
                 figures.append(error / still)
             assert scores.num_origins[horizon] == len(figures)
             assert scores.unexplained[method.short][horizon] == pytest.approx(np.mean(figures), rel=1e-9)
+
+
+def test_hindsight_is_the_least_squares_of_the_target_on_what_was_seen(trajectories):
+    steps, weights = trajectories
+    scores = score_methods("run", grams_of(steps, weights), METHODS)
+    figures = {FACTOR: [], FREE: []}
+    for horizon, last, row in pairs_of(steps):
+        if horizon != 2.0:
+            continue
+        line = parse_method("wls-anchored").coefficients(steps[: last + 1], steps[row])
+        left, still = {FACTOR: 0.0, FREE: 0.0}, 0.0
+        for w in weights.values():
+            move = w[row] - w[last]
+            still += move @ move
+            for name, basis in (
+                (FACTOR, (line @ w[: last + 1] - w[last])[None]),
+                (FREE, np.diff(w[: last + 1], axis=0)),
+            ):
+                fitted = basis.T @ np.linalg.lstsq(basis.T, move, rcond=1e-5)[0]
+                left[name] += np.square(move - fitted).sum()
+        for name, values in figures.items():
+            values.append(left[name] / still)
+    for name, values in figures.items():
+        assert scores.unexplained[name][2.0] == pytest.approx(np.mean(values), rel=1e-6)
+    for method in METHODS:
+        for horizon in HORIZONS:
+            assert scores.unexplained[FREE][horizon] <= scores.unexplained[method.short][horizon]
 
 
 def test_a_line_is_predicted_without_error_and_standing_still_scores_one(trajectories):
