@@ -1,5 +1,6 @@
 """Figures of a store."""
 
+from ckptlin.report.backtest_figure import check_figure_path, draw_backtest, save_figure
 from ckptlin.report.figures import (
     FIGURE_FORMATS,
     draw_examples,
@@ -8,4 +9,13 @@ from ckptlin.report.figures import (
     save_figures,
 )
 
-__all__ = ["FIGURE_FORMATS", "draw_examples", "draw_r2_by_layer", "draw_r2_histogram", "save_figures"]
+__all__ = [
+    "FIGURE_FORMATS",
+    "check_figure_path",
+    "draw_backtest",
+    "draw_examples",
+    "draw_r2_by_layer",
+    "draw_r2_histogram",
+    "save_figure",
+    "save_figures",
+]

@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "info": "Show what a store holds.",
     "fit": "Fit every parameter on the step: how linear is the run?",
     "gram": "How far a run moves, how straight, in how many directions.",
+    "backtest": "Judge every method by checkpoints that it has not seen.",
     "extrapolate": "Write the checkpoint of a step that was never trained.",
     "plot": "Draw the figures of a store.",
     "export": "Give an ingested checkpoint back, bit for bit.",
