@@ -146,11 +146,17 @@ class BacktestResult:
         return None if found is None else found.mean
 
     def sentences(self) -> tuple[str, ...]:
-        """Say the verdict in plain words, a sentence for each horizon, and one for the reach."""
+        """Say the verdict in plain words: of each horizon, of rounding where it matters, and of the reach."""
         told = [_sentence(verdict) for verdict in self.horizons if verdict.figures is not None]
         last = max((v.horizon for v in self.horizons if v.figures is not None), default=None)
         if last is None:
             return ("No checkpoint lies far enough ahead of a prefix to be predicted.",)
+        ratios = [f"{v.rounding_ratio:.2f}" for v in self.horizons if v.rounding_ratio is not None]
+        if any(ratio != "1.00" for ratio in ratios):
+            span = min(ratios) if min(ratios) == max(ratios) else f"{min(ratios)} to {max(ratios)}"
+            told.append(
+                f"Rounded to the checkpoints' dtype, predictions of {AUTO} have {span} of these squared errors."
+            )
         if self.reach is None:
             told.append("Nothing beats the last checkpoint at any horizon.")
         elif self.reach < last:
@@ -252,7 +258,7 @@ def choose(
     """Choose the method for a target, by what the checkpoints at hand say: ``--method auto``.
 
     ``damped``, unless another method was better in past predictions of about the target's reach by more than
-    two standard errors over at least three origins.  With fewer than 4 checkpoints there is no past, and
+    1.5 standard errors over at least three origins.  With fewer than 4 checkpoints there is no past, and
     ``damped`` is used; a target that is not after the last step is no matter of prediction, and ``ols`` is.
 
     Parameters

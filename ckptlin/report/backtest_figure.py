@@ -103,7 +103,7 @@ def draw_backtest(result: BacktestResult, *, name: str = "") -> "Figure":
     last = max(curve[-1][0] for curve in curves.values())
     first = min(curve[0][0] for curve in curves.values())
     _draw_ceiling(axes, result)
-    axes.set_ylim(max(_LOWEST, _lowest(curves) - 0.08), 1.06)
+    axes.set_ylim(max(_LOWEST, min(_lowest(curves), 0.0) - 0.08), 1.06)
     axes.set_xscale("log")
     axes.set_xlim(first / 1.03, last * 1.05)
     ticks = [tick for tick in (1.25, 1.5, 2, 3, 4) if first / 1.03 <= tick <= last * 1.05]
