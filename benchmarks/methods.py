@@ -9,9 +9,9 @@ squared distance of its prediction to the checkpoint that was trained, over that
 origins; those of a method over two-point's, at 1.5 to 3 times the span, are what the project's aim is about (at
 most two thirds). Two-point predicts every tensor here, norms as well.
 
-The rows "in hindsight" know the target and are no methods: the best multiple, tensor by tensor, of the move of
-wls-anchored, and the best combination of all moves between the checkpoints seen, which no method that is affine
-in them can beat.
+``auto`` is what `ckptlin.backtest` chooses at each origin by the past that it has seen. The rows "in hindsight"
+know the target and are no methods: the best multiple, tensor by tensor, of the move of wls-anchored, and the best
+combination of all moves between the checkpoints seen, which no method that is affine in them can beat.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import machine, versions
+from ckptlin.backtest import AUTO, HORIZONS, backtest
 from ckptlin.gram import gram
 from ckptlin.gram_matrices import GramMatrices
 from ckptlin.methods import METHODS, MethodSpec, parse_method, parse_methods
@@ -33,7 +34,6 @@ from ckptlin.source import open_source
 
 __all__ = ["FACTOR", "FREE", "HORIZONS", "Scores", "pairs_of", "ratio", "score_methods"]
 
-HORIZONS = (1.25, 1.5, 2.0, 3.0)
 AIM = 2 / 3
 FEWEST = 3
 # Not methods: they know the target, and bound what methods can do.
@@ -104,12 +104,24 @@ def score_methods(run: str, grams: GramMatrices, methods: Sequence[MethodSpec]) 
         factor, free = _hindsight(matrices, steps, last, row)
         found[FACTOR][horizon].append(factor / moved)
         found[FREE][horizon].append(free / moved)
+    found[AUTO] = _auto(grams, pairs)
     return Scores(
         run,
         len(steps),
         {m: {h: float(np.mean(values)) for h, values in by.items() if values} for m, by in found.items()},
         {h: sum(horizon == h for horizon, _, _ in pairs) for h in HORIZONS},
     )
+
+
+def _auto(grams: GramMatrices, pairs: Sequence[tuple[float, int, int]]) -> dict[float, list[float]]:
+    """Return the figures of what `ckptlin.backtest.choose` would have taken at each origin, by horizon."""
+    scores = backtest(grams).scores
+    errors, moves = scores.errors[AUTO].sum(axis=0), scores.moves.sum(axis=0)
+    at = {pair: i for i, pair in enumerate(zip(scores.origins - 1, scores.held_out, strict=True))}
+    found: dict[float, list[float]] = {horizon: [] for horizon in HORIZONS}
+    for horizon, last, row in pairs:
+        found[horizon].append(float(errors[at[last, row]] / moves[at[last, row]]))
+    return found
 
 
 def _hindsight(matrices: np.ndarray[Any, Any], steps: np.ndarray[Any, Any], last: int, row: int) -> list[float]:

@@ -1,6 +1,5 @@
 """Kriging: the best linear prediction under a covariance of the increments that the tensor itself chooses."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -15,12 +14,12 @@ __all__ = ["kriging"]
 # The grid: shares of the drift; times in which the short and the long velocity are forgotten, in intervals of
 # checkpoints (0: at once) and in spans of the window; shares of the long one.
 # Twice as fine a grid predicts no better (docs/methods.md).
-_DRIFT = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
+_DRIFT = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
 _SHORT = (0.0, 0.7)
 _LONG = (0.2, 0.5, 1.5)
-_LONG_SHARE = (0.2, 0.5, 0.8)
+_LONG_SHARE = (0.3, 0.7)
 
-# 220 inverses of 63 x 63 are 7 MB; more checkpoints would cost more and say little more.
+# 98 inverses of 63 x 63 are 3 MB; more checkpoints would cost more and say little more.
 _MAX_STEPS = 64
 
 
@@ -105,10 +104,8 @@ def _weights(
 def _inverses(steps: tuple[float, ...]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return K⁻¹ of every candidate, ``(num_candidates, n, n) float64``, and log|K|."""
     places = _places(steps)
-    between = np.abs(places[:, None] - places)
-    covariance = np.stack(
-        [-0.5 * np.diff(np.diff(gamma, axis=0), axis=1) for gamma in _variograms(between, _interval(places))]
-    )
+    gammas = _variograms(np.abs(places[:, None] - places), _interval(places))
+    covariance = _mixed(-0.5 * np.diff(np.diff(gammas, axis=1), axis=2))
     # Intervals of very different length would spoil the inverse.
     deviation = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     both = deviation[:, :, None] * deviation[:, None, :]
@@ -117,15 +114,13 @@ def _inverses(steps: tuple[float, ...]) -> tuple[np.ndarray[Any, Any], np.ndarra
     return np.linalg.inv(correlation) / both, log_determinant
 
 
-@lru_cache(maxsize=2)
 def _predictors(steps: tuple[float, ...], target: float) -> np.ndarray[Any, Any]:
     """Return K⁻¹k of every candidate, ``(num_candidates, n) float64``."""
     places = _places(steps)
     ahead = (target - steps[0]) / (steps[-1] - steps[0])
-    to_target, to_last = np.abs(places - ahead), np.abs(places - places[-1])
     interval = _interval(places)
-    pairs = zip(_variograms(to_target, interval), _variograms(to_last, interval), strict=True)
-    covariance = np.stack([-0.5 * np.diff(target_gamma - last_gamma) for target_gamma, last_gamma in pairs])
+    to_target, to_last = (_variograms(np.abs(places - end), interval) for end in (ahead, places[-1]))
+    covariance = _mixed(-0.5 * np.diff(to_target - to_last, axis=1))
     predictors: np.ndarray[Any, Any] = (_inverses(steps)[0] @ covariance[..., None])[..., 0]
     return predictors
 
@@ -140,15 +135,25 @@ def _interval(places: np.ndarray[Any, Any]) -> float:
     return float(np.median(np.diff(places)))
 
 
-def _variograms(distances: np.ndarray[Any, Any], interval: float) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield γ of the distances for each candidate of the grid, always in the same order."""
-    short = [_forgetting(distances, tau * interval) for tau in _SHORT]
-    both = list(short)
-    for fast, tau, share in product(short, _LONG, _LONG_SHARE):
-        both.append((1 - share) * fast + share * _forgetting(distances, tau))
-    drift = distances**2
-    for alpha, rest in product(_DRIFT, both):
-        yield alpha * drift + (1 - alpha) * rest
+def _variograms(distances: np.ndarray[Any, Any], interval: float) -> np.ndarray[Any, Any]:
+    """Return γ of the drift, of each short and of each long velocity, along a new first axis."""
+    times = [*(tau * interval for tau in _SHORT), *_LONG]
+    return np.stack([distances**2, *(_forgetting(distances, tau) for tau in times)])
+
+
+def _mixed(parts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mix what is linear in γ as each candidate of the grid does, ``(num_candidates, ...) float64``."""
+    shares = _shares()
+    mixed: np.ndarray[Any, Any] = (shares @ parts.reshape(len(parts), -1)).reshape(-1, *parts.shape[1:])
+    return mixed
+
+
+def _shares() -> np.ndarray[Any, Any]:
+    """Return the share of each part of `_variograms` in each candidate, ``(num_candidates, num_parts)``."""
+    drift, *velocities = np.eye(1 + len(_SHORT) + len(_LONG))
+    short, long = velocities[: len(_SHORT)], velocities[len(_SHORT) :]
+    rest = [*short, *((1 - b) * s + b * v for s, v, b in product(short, long, _LONG_SHARE))]
+    return np.stack([alpha * drift + (1 - alpha) * other for alpha, other in product(_DRIFT, rest)])
 
 
 def _forgetting(distances: np.ndarray[Any, Any], tau: float) -> np.ndarray[Any, Any]:

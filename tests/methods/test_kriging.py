@@ -62,13 +62,8 @@ def few_candidates(monkeypatch):
     monkeypatch.setattr(module, "_DRIFT", (0.1, 0.7))
     monkeypatch.setattr(module, "_LONG", (0.5,))
     monkeypatch.setattr(module, "_LONG_SHARE", (0.3, 0.8))
-    yield _forget()
-    _forget()
-
-
-def _forget() -> None:
+    yield module._inverses.cache_clear()
     module._inverses.cache_clear()
-    module._predictors.cache_clear()
 
 
 @pytest.mark.usefixtures("few_candidates")
