@@ -10,8 +10,8 @@ origins; those of a method over two-point's, at 1.5 to 3 times the span, are wha
 most two thirds). Two-point predicts every tensor here, norms as well.
 
 ``auto`` is what `ckptlin.backtest` chooses at each origin by the past that it has seen. The rows "in hindsight"
-know the target and are no methods: the best multiple, tensor by tensor, of the move of wls-anchored, and the best
-combination of all moves between the checkpoints seen, which no method that is affine in them can beat.
+know the target and are no methods: the best multiple, tensor by tensor, of the move of wls-anchored, and the
+best combination of all moves between the checkpoints seen, which no method that is affine in them can beat.
 """
 
 import argparse

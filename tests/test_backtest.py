@@ -78,11 +78,17 @@ def test_the_best_in_hindsight_is_the_highest_mean_and_the_reach_ends_where_it_i
         assert verdict.figures.mean == max(means.values()) > 0
         assert verdict.auto == trained_result.figures(AUTO, verdict.horizon)
     assert trained_result.reach == 3
-    told = trained_result.sentences()
+    assert trained_result.sentences()[-1] == (
+        "Up to 3 spans, the furthest that was tried, the last checkpoint is beaten."
+    )
+
+
+def test_what_rounding_does_to_predictions_is_said_where_it_matters():
+    result = backtest(grams_of(STEPS, trained("bfloat16")), ["damped"])
+    told = result.sentences()
     assert len(told) == len(HORIZONS) + 2
-    ratios = [f"{verdict.rounding_ratio:.2f}" for verdict in trained_result.horizons]
+    ratios = [f"{verdict.rounding_ratio:.2f}" for verdict in result.horizons]
     assert f"predictions of auto have {min(ratios)} to {max(ratios)} of these squared errors" in told[-2]
-    assert told[-1] == "Up to 3 spans, the furthest that was tried, the last checkpoint is beaten."
 
 
 def test_a_walk_is_beaten_by_nothing():
@@ -184,13 +190,13 @@ def test_the_expected_skill_is_of_predictions_of_about_that_reach():
 
 
 @pytest.mark.parametrize("num_steps", [2, 3])
-def test_without_a_past_damped_is_used_and_nothing_expected(num_steps):
+def test_without_a_past_kriging_is_used_and_nothing_expected(num_steps):
     verdict = choose(grams_of(*a_run("drift")).window(range(num_steps)), 500)
-    assert verdict.method.name == "damped"
+    assert verdict.method.name == "kriging"
     assert verdict.expected is None
     assert verdict.ceiling is None
     assert not verdict.is_tested
-    assert verdict.reason == f"{num_steps} checkpoints hold no past to judge by; damped is used without"
+    assert verdict.reason == f"{num_steps} checkpoints hold no past to judge by; kriging is used without"
 
 
 @pytest.mark.parametrize("target", [-10, 0, 35, 110])
@@ -207,7 +213,7 @@ def test_a_model_that_never_moved_is_kept():
     steps, weights = a_run("drift")
     grams = grams_of(steps, {name: np.ones_like(w) for name, w in weights.items()})
     verdict = choose(grams, 300)
-    assert verdict.method.name == "damped"
+    assert verdict.method.name == "kriging"
     assert verdict.expected is None
     assert "nothing ever moved" in verdict.reason
     result = backtest(grams)
@@ -292,7 +298,7 @@ def test_rows_and_dict_say_what_the_figures_say(trained_result):
 
 def test_a_result_shows_itself_in_one_line(trained_result):
     assert re.fullmatch(
-        r"BacktestResult\(11 steps, 14 methods; best at 1.25: \S+ 0\.\d\d, .*\)", repr(trained_result)
+        r"BacktestResult\(11 steps, 15 methods; best at 1.25: \S+ 0\.\d\d, .*\)", repr(trained_result)
     )
 
 
