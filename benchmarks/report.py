@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["Figure", "Section", "machine", "print_section", "save_sections"]
+__all__ = ["Figure", "Section", "machine", "print_section", "save_sections", "versions"]
 
 _PACKAGES = (
     "ckptlin",
@@ -96,7 +96,7 @@ def save_sections(path: Path, sections: Sequence[Section]) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": versions(_PACKAGES),
         "sections": [
             {
                 "title": section.title,
@@ -121,6 +121,11 @@ def machine() -> str:
     except OSError:
         pass
     return f"{os.cpu_count()} x {cpu}, {platform.system()}, Python {platform.python_version()}"
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    return {name: found for name in packages if (found := _version(name))}
 
 
 def _version(name: str) -> str | None:

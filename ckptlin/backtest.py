@@ -257,9 +257,9 @@ def choose(
 ) -> Verdict:
     """Choose the method for a target, by what the checkpoints at hand say: ``--method auto``.
 
-    ``damped``, unless another method was better in past predictions of about the target's reach by more than
+    ``kriging``, unless another method was better in past predictions of about the target's reach by more than
     1.5 standard errors over at least three origins.  With fewer than 4 checkpoints there is no past, and
-    ``damped`` is used; a target that is not after the last step is no matter of prediction, and ``ols`` is.
+    ``kriging`` is used; a target that is not after the last step is no matter of prediction, and ``ols`` is.
 
     Parameters
     ----------

@@ -182,13 +182,13 @@ def test_the_expected_skill_is_of_predictions_of_about_that_reach():
 
 
 @pytest.mark.parametrize("num_steps", [2, 3])
-def test_without_a_past_damped_is_used_and_nothing_expected(num_steps):
+def test_without_a_past_kriging_is_used_and_nothing_expected(num_steps):
     verdict = choose(grams_of(*a_run("drift")).window(range(num_steps)), 500)
-    assert verdict.method.name == "damped"
+    assert verdict.method.name == "kriging"
     assert verdict.expected is None
     assert verdict.ceiling is None
     assert not verdict.is_tested
-    assert verdict.reason == f"{num_steps} checkpoints hold no past to judge by; damped is used without"
+    assert verdict.reason == f"{num_steps} checkpoints hold no past to judge by; kriging is used without"
 
 
 @pytest.mark.parametrize("target", [-10, 0, 35, 110])
@@ -205,7 +205,7 @@ def test_a_model_that_never_moved_is_kept():
     steps, weights = a_run("drift")
     grams = grams_of(steps, {name: np.ones_like(w) for name, w in weights.items()})
     verdict = choose(grams, 300)
-    assert verdict.method.name == "damped"
+    assert verdict.method.name == "kriging"
     assert verdict.expected is None
     assert "nothing ever moved" in verdict.reason
     result = backtest(grams)
@@ -304,7 +304,7 @@ def test_rows_and_dict_say_what_the_figures_say(trained_result):
 
 def test_a_result_shows_itself_in_one_line(trained_result):
     assert re.fullmatch(
-        r"BacktestResult\(11 steps, 14 methods; best at 1.25: \S+ 0\.\d\d, .*\)", repr(trained_result)
+        r"BacktestResult\(11 steps, 15 methods; best at 1.25: \S+ 0\.\d\d, .*\)", repr(trained_result)
     )
 
 

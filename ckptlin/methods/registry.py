@@ -9,6 +9,7 @@ from ckptlin.methods.base import MethodEntry, MethodSpec, Parameter
 from ckptlin.methods.damped import damped
 from ckptlin.methods.dmd import dmd
 from ckptlin.methods.ema import bema, ema
+from ckptlin.methods.kriging import kriging
 from ckptlin.methods.lawa import lawa
 from ckptlin.methods.ols import anchored, ols
 from ckptlin.methods.persistence import persistence
@@ -76,6 +77,14 @@ METHODS: Mapping[str, MethodEntry] = {
                 Parameter("base", "wls-anchored", "the other method"),
             ),
             needs_gram=True,
+        ),
+        MethodEntry(
+            "kriging",
+            kriging,
+            "drift, wandering velocity and noise, told apart by the likelihood of each tensor's past",
+            (Parameter("evidence", 30.0, "parameters of a tensor that count as independent", 0.0, 1e6),),
+            needs_gram=True,
+            is_linear=False,
         ),
         MethodEntry(
             "rre",
