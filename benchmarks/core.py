@@ -89,7 +89,18 @@ def _timed(run: Path, repeats: int) -> list[Figure]:
         timed("fit of the run, warm", "fit", str(run))
         note("cp", copy_cold(run / "checkpoint-1300", out))
         drop_cache(store)
-        timed("extrapolate", "extrapolate", str(store), "--step", "2000", "--out", str(out), sync=out)
+        timed(
+            "extrapolate",
+            "extrapolate",
+            str(store),
+            "--step",
+            "2000",
+            "--method",
+            "ols",
+            "--out",
+            str(out),
+            sync=out,
+        )
         shutil.rmtree(out)
     seconds = {name: median(values) for name, values in times.items()}
 

@@ -136,7 +136,7 @@ def sync_files(path: Path) -> float:
 
 def core_commands(run: str, store: str, out: str) -> dict[str, list[str]]:
     """Return the arguments of the core path's commands, by name, in an order in which they can run."""
-    predict = ["extrapolate", store, "--step", "2000", "--out", out, "--overwrite"]
+    predict = ["extrapolate", store, "--step", "2000", "--method", "ols", "--out", out, "--overwrite"]
     return {
         "ingest": ["ingest", run, store],
         "fit": ["fit", store],

@@ -79,7 +79,7 @@ def worker_figures(settings: Settings) -> Section:
     arch = scratch.largest(settings.model, min(settings.scale, 0.1))
     run = scratch.run(arch)
     store, out = run.with_name("store"), run.with_name("out")
-    predict = ["extrapolate", str(store), "--step", "2000", "--out", str(out), "--overwrite"]
+    predict = ["extrapolate", str(store), "--step", "2000", "--method", "ols", "--out", str(out), "--overwrite"]
     commands = {
         "ingest": ["ingest", str(run), str(store)],
         "fit": ["fit", str(store), "--no-keep"],
