@@ -47,14 +47,15 @@ def command(as_json: bool) -> None:
             }
             for entry in entries
         ]
-        print_json({"methods": methods, "not_affine": [_of_matrices(Rank1Matrix())]})
+        print_json({"methods": methods, "for_extrapolate_alone": [_of_matrices(Rank1Matrix())]})
         return
     rank1 = Rank1Matrix()
-    echo_pairs([*((entry.name, _line(entry)) for entry in entries), (rank1.name, rank1.description)])
-    click.echo(
-        "\nauto takes what the run's own past shows to be best; rank1-matrix, which is not affine in the"
+    echo_pairs(
+        [
+            *((entry.name, _line(entry)) for entry in entries),
+            (rank1.name, f"{rank1.description}; for extrapolate alone"),
+        ]
     )
-    click.echo("checkpoints, is for extrapolate alone.")
     click.echo("\nParameters, as NAME:KEY=VALUE,...")
     echo_pairs(
         [
