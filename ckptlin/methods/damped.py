@@ -1,10 +1,11 @@
 """ckptlin's own method: as much of a predicted move as such predictions were worth before."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ckptlin.methods.base import Method, check_gram, check_steps
+from ckptlin.methods.base import Method, MethodSpec, check_gram, check_steps
 from ckptlin.methods.persistence import hold_unmoved
 from ckptlin.methods.wls import wls_anchored
 
@@ -76,8 +77,7 @@ def _factor(
     width: float,
 ) -> np.ndarray[Any, Any]:
     """Return f of each tensor, of G's leading shape."""
-    first = max(_MIN_ORIGIN, getattr(base, "min_steps", 2))
-    pairs = [(n, h) for n in range(first, steps.size) for h in range(n, steps.size)]
+    pairs = _pairs(base, steps.size)
     if not pairs:
         return np.ones(gram.shape[:-2])
     reach = np.array([(steps[h] - steps[0]) / (steps[n - 1] - steps[0]) for n, h in pairs])
@@ -94,6 +94,39 @@ def _factor(
     return np.where(evidence > 0.0, mixed, common)
 
 
+def _pairs(base: Method, num_steps: int) -> list[tuple[int, int]]:
+    """List the number of checkpoints seen and the row predicted of every prediction of the past."""
+    first = max(_MIN_ORIGIN, getattr(base, "min_steps", 2))
+    return [(n, h) for n in range(first, num_steps) for h in range(n, num_steps)]
+
+
+def _predicted(
+    steps: np.ndarray[Any, Any],
+    gram: np.ndarray[Any, Any] | None,
+    pooled: np.ndarray[Any, Any] | None,
+    base: Method,
+) -> np.ndarray[Any, Any]:
+    """Return the coefficients of the move that the base predicted for each pair, ``(..., num_pairs, T)``."""
+    moves = []
+    for n, h in _pairs(base, steps.size):
+        grams = [None if g is None else g[..., :n, :n] for g in (gram, pooled)]
+        found = base(steps[:n], steps[h], *grams)
+        move = np.zeros((*found.shape[:-1], steps.size))
+        move[..., :n] = found
+        move[..., n - 1] -= 1.0
+        moves.append(move)
+    return np.stack(np.broadcast_arrays(*moves), axis=-2)
+
+
+# A backtest asks for the same ones for every target of an origin, and for every tensor.
+@lru_cache(maxsize=64)
+def _predicted_from_steps(steps: tuple[float, ...], base: MethodSpec) -> np.ndarray[Any, Any]:
+    """Return `_predicted` of a base that looks at the steps alone, ``(num_pairs, T)``, read-only."""
+    moves = _predicted(np.array(steps), None, None, base)
+    moves.flags.writeable = False
+    return moves
+
+
 def _judged(
     steps: np.ndarray[Any, Any],
     pairs: list[tuple[int, int]],
@@ -103,16 +136,10 @@ def _judged(
     base: Method,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return Σω⟨p, m⟩/‖m‖², Σω‖p‖²/‖m‖² and Σω over the pairs of each tensor in which it moved."""
-    moves = []
-    for n, h in pairs:
-        leading = None if pooled is None else pooled[..., :n, :n]
-        found = base(steps[:n], steps[h], gram[..., :n, :n], leading)
-        move = np.zeros((*found.shape[:-1], steps.size))
-        move[..., :n] = found
-        move[..., n - 1] -= 1.0
-        moves.append(move)
-    # The same for every tensor where the base looks at the steps alone, and still cheap.
-    predicted = np.stack(np.broadcast_arrays(*moves), axis=-2)
+    if isinstance(base, MethodSpec) and not base.needs_gram:
+        predicted = _predicted_from_steps(tuple(steps.tolist()), base)
+    else:
+        predicted = _predicted(steps, gram, pooled, base)
     last, held_out = [n - 1 for n, _ in pairs], [h for _, h in pairs]
     # ⟨m, w_t − w_1⟩ for every t, from the two rows of G that m = w_h − w_n touches.
     projected = gram[..., held_out, :] - gram[..., last, :]
