@@ -310,7 +310,7 @@ def gram(
 
     Notes
     -----
-    Products are summed in float32 over 512 parameters and in float64 across them; the result does not depend on
+    Products are summed in float32 over 256 parameters and in float64 across them; the result does not depend on
     workers, memory, chunks of steps or the order of the blocks, not in the last bit.
     """
     make_plan = partial(

@@ -6,17 +6,17 @@ checkpoint, w_t − w_1 = f_1 + … + f_{t−1}, so that their inner products G 
 exact or nearly so, a window of late steps does not inherit the rounding of a large distance from the first, and
 rows can be added.
 
-Work goes tile by tile: the differences of 512 parameters are made in the cache, each pair of rows is multiplied
+Work goes tile by tile: the differences of 256 parameters are made in the cache, each pair of rows is multiplied
 and summed over the tile in float32 (in float64 where squares leave float32's range), and tiles are summed in
 float64.  Every product comes out of the same loop, nine pairs at a time with rows of zeros to fill up, and
 tiles begin at fixed places: a pair's sum is the same to the last bit, whatever rows come along with it.
 
 A loop of our own and not BLAS: one thread's products of a tile of 14 rows took a third of the time of
 OpenBLAS called from numpy, of 50 rows about as much, and OpenBLAS would start threads of its own in every
-worker.  Larger tiles are no faster (14 rows fit into L1), and shorter sums are more accurate:
-over a million weights errors come to 2e-10 of the lengths of two moves.  Of a square they come to 1e-8, at most
-5e-8: its terms are all of one sign, and on a 16-bit grid are rounded down more often than up (an odd square is 1
-modulo 8).
+worker.  Larger tiles are no faster (14 rows fit into L1), and shorter sums are more accurate: over many weights
+errors come to some 1e-9 of the lengths of two moves, and to up to 4e-8 of a square, whose terms are all of one
+sign and on a 16-bit grid rounded down more often than up (an odd square is 1 modulo 8); twice the tile, twice
+the error.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ from ckptlin.kernels.widen import TAGS, widen
 
 __all__ = ["cross_products", "products", "rounding_of"]
 
-_TILE = 512
+_TILE = 256
 # Rows that are multiplied with as many others at a time: nine sums and six loads fit into 16 registers.
 _ROWS = 3
 
