@@ -34,12 +34,14 @@ def install_mergekit(venv: Path) -> str | None:
     return None
 
 
-def merge_command(venv: Path, first: Path, second: Path, alpha: float, out: Path) -> list[str]:
+def merge_command(
+    venv: Path, first: Path, second: Path, alpha: float, out: Path, *, dtype: str = "bfloat16"
+) -> list[str]:
     """Write the configuration beside ``out`` and return the command line."""
     models = [
         {"model": str(path), "parameters": {"weight": w}} for path, w in ((first, 1 - alpha), (second, alpha))
     ]
     config = out.with_name(f"{out.name}.yml")
     # JSON is YAML.
-    config.write_text(json.dumps({"merge_method": "linear", "dtype": "bfloat16", "models": models}))
+    config.write_text(json.dumps({"merge_method": "linear", "dtype": dtype, "models": models}))
     return [str((venv / "bin" / "mergekit-yaml").absolute()), str(config), str(out), "--no-copy-tokenizer"]

@@ -11,6 +11,8 @@ from ckptlin_cli.tables import echo_pairs
 
 __all__ = ["command"]
 
+_REST = "whether the other components stay as far as they have come"
+
 
 @make_command("methods", examples=["ckptlin methods", "ckptlin methods --json"])
 @json_option
@@ -20,6 +22,7 @@ def command(as_json: bool) -> None:
     A method is named with its parameters wherever one is asked for: wls:decay=0.5, or damped:base=ols.
     """
     from ckptlin.methods import all_methods, parse_method
+    from ckptlin.methods.rank1_matrix import Rank1Matrix
 
     entries = list(all_methods().values())
     if as_json:
@@ -44,9 +47,15 @@ def command(as_json: bool) -> None:
             }
             for entry in entries
         ]
-        print_json({"methods": methods})
+        print_json({"methods": methods, "for_extrapolate_alone": [_of_matrices(Rank1Matrix())]})
         return
-    echo_pairs([(entry.name, _line(entry)) for entry in entries])
+    rank1 = Rank1Matrix()
+    echo_pairs(
+        [
+            *((entry.name, _line(entry)) for entry in entries),
+            (rank1.name, f"{rank1.description}; for extrapolate alone"),
+        ]
+    )
     click.echo("\nParameters, as NAME:KEY=VALUE,...")
     echo_pairs(
         [
@@ -54,7 +63,21 @@ def command(as_json: bool) -> None:
             for entry in entries
             for p in entry.parameters
         ]
+        + [(f"{rank1.name}:rest=1", f"{_REST} (0 or 1)")]
     )
+
+
+def _of_matrices(method: Any) -> dict[str, Any]:
+    parameter = {"name": "rest", "default": 1, "description": _REST, "low": 0, "high": 1}
+    return {
+        "name": method.name,
+        "description": method.description,
+        "parameters": [parameter],
+        "min_steps": method.min_steps,
+        "needs_gram": False,
+        "is_linear": False,
+        "keep": list(method.keep),
+    }
 
 
 def _line(entry: Any) -> str:

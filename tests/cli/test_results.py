@@ -301,7 +301,9 @@ def test_verify_says_in_words_what_its_json_says(here):
 def test_methods_lists_every_method_with_its_parameters(here):
     listed, parameters = call("methods").stdout.split("\nParameters, as NAME:KEY=VALUE,...\n")
     shown, data = pairs_of(listed), call_json("methods")
-    assert list(shown) == [m["name"] for m in data["methods"]] == list(METHODS)
+    (rank1,) = data["for_extrapolate_alone"]
+    assert list(shown) == [*METHODS, "rank1-matrix"] == [m["name"] for m in (*data["methods"], rank1)]
+    assert shown["rank1-matrix"] == f"{rank1['description']}; for extrapolate alone"
     for method in data["methods"]:
         entry = METHODS[method["name"]]
         assert method["description"] == entry.description
@@ -311,6 +313,7 @@ def test_methods_lists_every_method_with_its_parameters(here):
         assert ("keeps norm unless told otherwise" in shown[method["name"]]) == (method["keep"] == ["norm"])
     given = {f"{m['name']}:{p['name']}={p['default']}": p for m in data["methods"] for p in m["parameters"]}
     explained = pairs_of(parameters)
+    assert explained.pop("rank1-matrix:rest=1").startswith(rank1["parameters"][0]["description"])
     assert list(explained) == list(given)
     for text, parameter in given.items():
         assert explained[text].startswith(parameter["description"])
