@@ -161,12 +161,8 @@ def extrapolate(
         num_workers=num_workers,
     )
     plan = make_plan(grams=grams)
-    if plan.gram_plan is not None:
-        if isinstance(source, TrajectoryStore):
-            progress.note(
-                f"Gram matrices of these steps are computed first, because {source.location} keeps none of "
-                f"them; `ckptlin gram {source.location}` would keep them"
-            )
+    is_computed = plan.gram_plan is not None
+    if is_computed:
         try:
             computed = gram(
                 source,
@@ -205,6 +201,11 @@ def extrapolate(
         writer.commit()
     if intervals is not None and widths is not None:
         widths.save(Path(intervals))
+    if is_computed and isinstance(source, TrajectoryStore):
+        progress.note(
+            f"Gram matrices of these steps were computed first, because {source.location} keeps none of them; "
+            f"`ckptlin gram {source.location}` would keep them"
+        )
     return ExtrapolationResult(
         out_dir=plan.out_dir,
         num_params=num_params,

@@ -315,7 +315,7 @@ def test_a_store_beside_something_else(here):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--method", "olz"), "there is no method 'olz'; choose one of anchored, ols, two-point"),
+        (("--method", "olz"), "there is no method 'olz'; choose one of anchored, bema, "),
         (("--steps", "0-200"), "--steps '0-200' is no window; write FIRST:LAST, FIRST:LAST:STRIDE or a list"),
         (("--steps", "0:200:0"), "--steps '0:200:0' is no window"),
         (("--steps", ""), "--steps '' is no window"),
@@ -334,7 +334,7 @@ def test_a_store_beside_something_else(here):
             "--keep 'embet' matches none of the 2 tensors, such as 'model.embed_tokens.weight'",
         ),
         (("--keep", ""), "--keep was given an empty pattern, which would match everything"),
-        (("--from", "0"), "--from and --to belong to the method two-point, not to ols; use --steps"),
+        (("--from", "0"), "--from and --to belong to the method two-point, not to auto; use --steps"),
         (("--max-shard-size", "0"), "the largest size of a shard must be positive, not 0 bytes"),
         (("--out", ""), "Invalid value for '--out': it must not be empty"),
         (("--outt", "x"), "No such option"),

@@ -161,7 +161,7 @@ def test_an_error_in_a_task_is_the_error_of_the_command_and_leaves_nothing(run, 
     bad = save_checkpoint(tmp_path / "bad", weights)
     source = open_source([*(f"{step}={run}/checkpoint-{step}" for step in STEPS), f"50={bad}"])
     with pytest.raises(NonFiniteError, match=r"`model\.norm\.weight` .* has 1 NaN weight at step 50"):
-        extrapolate(source, 70, tmp_path / "out", scheduler=cluster.scheduler_address)
+        extrapolate(source, 70, tmp_path / "out", method="ols", scheduler=cluster.scheduler_address)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad"]
 
 

@@ -200,7 +200,7 @@ def test_a_store_is_told_how_to_keep_them(root, tmp_path):
     store = TrajectoryStore(tmp_path / "plain.store")
     extrapolate(store, 36, tmp_path / "out", method="damped", steps=WINDOW, progress=Notes())
     (note,) = noted
-    assert "Gram matrices of these steps are computed first" in note
+    assert "Gram matrices of these steps were computed first" in note
     assert f"`ckptlin gram {store.location}` would keep them" in note
     gram(store)
     extrapolate(

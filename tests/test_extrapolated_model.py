@@ -88,14 +88,14 @@ def test_the_weights_are_those_of_the_line(store, tmp_path):
 
 
 def test_float32_stands_in_the_configuration_of_a_bfloat16_run(run, tmp_path):
-    extrapolate(open_source(run), 600, tmp_path / "out", dtype="float32")
+    extrapolate(open_source(run), 600, tmp_path / "out", method="ols", dtype="float32")
     assert AutoConfig.from_pretrained(tmp_path / "out").dtype == torch.float32
     assert all(values.dtype == np.float32 for values in load_weights(tmp_path / "out").values())
     assert all(values.dtype == ml_dtypes.bfloat16 for values in load_weights(run / "checkpoint-300").values())
 
 
 def test_everything_beside_the_weights_is_carried_over(run, store, tmp_path):
-    extrapolate(store, 600, tmp_path / "out")
+    extrapolate(store, 600, tmp_path / "out", method="ols")
     original, found = file_contents(run / "checkpoint-300"), file_contents(tmp_path / "out")
     beside = {name for name in original if not name.endswith(".safetensors")} - {"model.safetensors.index.json"}
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= beside
@@ -107,8 +107,8 @@ def test_everything_beside_the_weights_is_carried_over(run, store, tmp_path):
 
 def test_the_index_of_shards_is_what_transformers_writes(run, store, tmp_path):
     name = "model.safetensors.index.json"
-    extrapolate(store, 600, tmp_path / "out")
-    extrapolate(store, 600, tmp_path / "wide", dtype="float32")
+    extrapolate(store, 600, tmp_path / "out", method="ols")
+    extrapolate(store, 600, tmp_path / "wide", method="ols", dtype="float32")
     if not (run / "checkpoint-300" / name).exists():  # one file has none
         assert not any((tmp_path / out / name).exists() for out in ("out", "wide"))
         return

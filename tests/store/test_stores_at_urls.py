@@ -372,7 +372,7 @@ def test_functions_take_what_was_opened_at_a_url(url, make_run, tmp_path):
     store = open_source(url)
     assert isinstance(store, TrajectoryStore)
     assert info(store).location == url
-    extrapolate(store, 50, tmp_path / "step-50", num_workers=1)
+    extrapolate(store, 50, tmp_path / "step-50", method="ols", num_workers=1)
     export(store, 10, tmp_path / "step-10")
     with pytest.raises(ValueError, match="is no directory"):
         store.path  # noqa: B018
