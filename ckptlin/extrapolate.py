@@ -13,6 +13,7 @@ from ckptlin.block_extrapolate import BlockPredictor, Losses, PredictionItem
 from ckptlin.block_rank_one import RankOnePredictor, tensor_batches
 from ckptlin.checkpoints import CheckpointWriter, RunTrajectories
 from ckptlin.checkpoints.run import PROVENANCE_NAME
+from ckptlin.checkpoints.writer import check_free_space
 from ckptlin.errors import NonFiniteError
 from ckptlin.execution import Executor, batches, open_executor
 from ckptlin.extrapolate_plan import AUTO, ExtrapolationPlan, plan_extrapolation
@@ -163,6 +164,8 @@ def extrapolate(
     plan = make_plan(grams=grams)
     is_computed = plan.gram_plan is not None
     if is_computed:
+        # Found out before every weight is read, and not after.
+        check_free_space(plan.out_dir, sum(file.num_bytes for file in plan.files))
         try:
             computed = gram(
                 source,

@@ -1,6 +1,7 @@
 """The method that is chosen for the user, what to expect of a prediction, and intervals beside it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from ckptlin.backtest import choose
 from ckptlin.dtypes import from_numpy, from_zarr
-from ckptlin.errors import InputError
+from ckptlin.errors import DiskFullError, InputError
 from ckptlin.expectation import expect
 from ckptlin.extrapolate import extrapolate, plan_extrapolation
 from ckptlin.gram import gram, read_gram
@@ -22,8 +23,8 @@ from tests.command_line import call, call_json, refusal
 from tests.extrapolation import as_rounded, load_bytes
 from tests.grams import grams_of
 from tests.runs import save_checkpoint
+from tests.saved_training import save_trained_run
 from tests.tiny_models import load_weights
-from tests.trained_run import save_trained_run
 
 WINDOW = "0:24"
 SEEN = tuple(range(0, 25, 4))
@@ -111,6 +112,14 @@ def test_where_no_past_could_tell_auto_is_the_line_and_multiplies_nothing(
     assert (result.record["method"], result.record["reason"]) == ("ols", reason)
     assert result.record["expected"] is None
     assert notes.phases == ["extrapolate"]
+
+
+def test_a_disk_without_room_is_found_before_the_weights_are_multiplied(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr("ckptlin.extrapolate.gram", lambda *_, **__: pytest.fail("a Gram pass was made"))
+    with pytest.raises(DiskFullError, match="its disk has 10 bytes free"):
+        extrapolate(open_source(root / "float32"), 60, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
 
 
 def test_three_checkpoints_hold_no_past_and_say_so(store, tmp_path):

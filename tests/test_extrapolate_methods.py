@@ -20,8 +20,8 @@ from ckptlin.store.store import TrajectoryStore
 from tests.extrapolation import as_rounded, load_bytes, predict, rules_of
 from tests.grams import grams_of
 from tests.runs import save_checkpoint
+from tests.saved_training import save_trained_run
 from tests.tiny_models import load_weights
-from tests.trained_run import save_trained_run
 
 SPECS = [
     *sorted(METHODS),

@@ -33,12 +33,23 @@ from ckptlin.errors import (
 )
 from ckptlin.interrupts import OneInterrupt, interrupts_held
 
-__all__ = ["CheckpointWriter"]
+__all__ = ["CheckpointWriter", "check_free_space"]
 
 # Bytes after which the disk is told to write what it has so far.
 _SYNC_BYTES = 64 << 20
 # Linux writes at most 2**31 - 4096 bytes in a call and says so; macOS refuses more than 2**31 - 1.
 _MAX_WRITE_BYTES = 1 << 30
+
+
+def check_free_space(out_dir: Path, num_bytes: int) -> None:
+    """Raise `DiskFullError` if weights do not fit onto the disk of a directory, which need not be there yet."""
+    there = next(parent for parent in Path(os.path.realpath(out_dir)).parents if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise DiskFullError(
+            f"{out_dir} takes {num_bytes} bytes of weights, but its disk has {free} bytes free; "
+            "free some space, or write to another disk"
+        )
 
 
 class CheckpointWriter:
@@ -266,7 +277,7 @@ class CheckpointWriter:
     def _make_directory(self) -> None:
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._check_free_space()
+            check_free_space(self._out_dir, self.num_bytes)
             self._partial.mkdir()
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(
@@ -322,14 +333,6 @@ class CheckpointWriter:
             f"the disk is full: {self._out_dir} takes {self.num_bytes} bytes of weights, but {path.name} "
             f"could not be written with {free} bytes free; free some space, or write to another disk"
         )
-
-    def _check_free_space(self) -> None:
-        free = shutil.disk_usage(self._target.parent).free
-        if free < self.num_bytes:
-            raise DiskFullError(
-                f"{self._out_dir} takes {self.num_bytes} bytes of weights, but its disk has {free} bytes free; "
-                "free some space, or write to another disk"
-            )
 
     def _check_complete(self) -> None:
         for tensor, (_, layout) in self._layout_of.items():
