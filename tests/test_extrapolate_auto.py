@@ -124,7 +124,7 @@ def test_a_disk_without_room_is_found_before_the_weights_are_multiplied(root, tm
 
 def test_three_checkpoints_hold_no_past_and_say_so(store, tmp_path):
     result = extrapolate(store, 36, tmp_path / "out", steps="0,12,24")
-    assert result.record["method"].startswith("damped:")
+    assert result.record["method"].startswith("kriging:")
     assert "no past to judge by" in result.record["reason"]
     assert result.record["expected"]["skill"] is None
     assert "skill to expect" not in (tmp_path / "out/README.md").read_text()

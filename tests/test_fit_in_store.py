@@ -195,7 +195,7 @@ def raising(error, after=None):
 
 
 STAGES = {
-    "in the first block": (BlockRegression, "finish", False),
+    "in the first block": (BlockRegression, "_outputs", False),
     "writing a map": (fit_module, "encode_plain", False),
     "in the null": (fit_module, "simulate_null", False),
     "writing the summary": (fit_module, "_write_tables", False),

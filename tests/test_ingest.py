@@ -265,9 +265,11 @@ def test_a_rebuild_says_that_fits_go(make_run, tmp_path):
     assert progress.notes == []
     assert TrajectoryStore(store.path).record.fits
     result = ingest(make_run((31,), model=model), tmp_path / "store", progress=progress)
-    (note,) = progress.notes
-    assert "its fits (default) go: run `ckptlin fit` again" in note
+    of_fits, of_gram = progress.notes
+    assert "its fits (default) go: run `ckptlin fit` again" in of_fits
+    assert "with it go the Gram matrices" in of_gram
     assert result.store.record.fits == {}
+    assert result.store.record.gram is None
     assert not (store.path / "fits").exists()
 
 
