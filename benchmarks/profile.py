@@ -53,6 +53,9 @@ def profile_figures(_: Settings) -> Section:
         total.add(bits, coefficients)
         total.finish(bits[-1], None, _BF16)
 
+    def fit_packed() -> None:
+        regression.fit_packed([packed], bits.shape, FLOAT, (0, _CHECKPOINTS), np.empty(0, np.int64))
+
     def encode_maps() -> None:
         encode_plain(r2.view(np.uint16), MAP_COMPRESSOR)
         encode_plain(slope.view(np.uint16), MAP_COMPRESSOR)
@@ -74,6 +77,7 @@ def profile_figures(_: Settings) -> Section:
             "store: crc32c": lambda: google_crc32c.value(compressed[:-4]),
             "store: bit planes and step delta": lambda: unpack(packed, out, FLOAT),
             "fit: regression, maps in float32": lambda: regression.fit(bits),
+            "fit: both together, group by group": fit_packed,
             "fit: maps to 16 bits": narrow_maps,
             "fit: maps, bitshuffle and lz4": encode_maps,
             "extrapolate: weighted sum, rounded": predict,
