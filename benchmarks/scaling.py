@@ -24,7 +24,7 @@ __all__ = ["checkpoint_figures", "parameter_figures", "worker_figures"]
 
 _CHECKPOINTS = (4, 16, 48, 192)
 _COMMANDS = ("ingest", "fit", "extrapolate")
-_FLAT, _SPEEDUP = 1.15, 1.7
+_FLAT, _SPEEDUP, _MAX_PEAK_MIB = 1.15, 1.7, 1536
 _TOO_SMALL = "too small to judge: starting takes more than half of the time"
 _STARTED = "verdicts are on times from which the time that the same command takes on a tiny run is subtracted"
 
@@ -43,7 +43,7 @@ def checkpoint_figures(settings: Settings) -> Section:
         for i in range(count):
             checkpoint = whole / f"checkpoint-{i * 100}"
             (part / checkpoint.name).symlink_to(checkpoint)
-        costs[count] = _cold(part, settings.repeats)
+        costs[count], _ = _cold(part, settings.repeats)
         shutil.rmtree(part)
     figures = []
     for name in _COMMANDS:
@@ -59,15 +59,19 @@ def parameter_figures(settings: Settings) -> Section:
     scratch, scale = settings.scratch, settings.scale
     start_s = scratch.start_s
     times: dict[int, dict[str, float]] = {}
+    peaks: dict[int, dict[str, int]] = {}
     # At a small scale the smallest would be all start.
     for billions in (max(0.05 * scale, min(0.03, 0.3 * scale)), 0.5 * scale, 1.5 * scale):
         arch = scratch.largest(*_sized(billions * 1e9))
         if num_params(arch) not in times:
-            times[num_params(arch)] = _cold(scratch.run(arch), settings.repeats)
+            times[num_params(arch)], peaks[num_params(arch)] = _cold(scratch.run(arch), settings.repeats)
     figures = []
     for name in _COMMANDS:
         measured = {f"{n / 1e9:.3g} B": (times[n][name], n / 1e9) for n in times}
         figures += _flatness(name, measured, start_s[name], 1.0, "s/B", ())
+        for n, of_run in peaks.items():
+            label = f"peak of {name}, {n / 1e9:.3g} B"
+            figures.append(Figure(label, of_run[name] / 2**20, _MAX_PEAK_MIB, unit="MiB"))
     title = f"Cost per parameter, cold: {', '.join(f'{n:,}' for n in times)} parameters, 14 checkpoints"
     return Section(title, figures, [_STARTED, "flat: largest / smallest"])
 
@@ -120,14 +124,20 @@ def _sized(wanted: float) -> tuple[str, float]:
     return name, min(1.0, wanted / size) if wanted < 0.95 * size else 1.0
 
 
-def _cold(run: Path, repeats: int) -> dict[str, float]:
-    """Time each command on a run, cold and with a sync, in seconds; what it wrote is removed."""
+def _cold(run: Path, repeats: int) -> tuple[dict[str, float], dict[str, int]]:
+    """Time each command on a run, cold and with a sync, in seconds, and take its peak in bytes.
+
+    What it wrote is removed.
+    """
     store, out = run.with_name("store"), run.with_name("out")
     times: dict[str, list[float]] = {name: [] for name in _COMMANDS}
+    peaks = dict.fromkeys(_COMMANDS, 0)
 
     def timed(name: str, source: Path, wrote: Path, *arguments: str) -> None:
         drop_cache(source)
-        times[name].append(run_measured(ckptlin(name, str(source), *arguments), sync=wrote).elapsed_s)
+        measured = run_measured(ckptlin(name, str(source), *arguments), sync=wrote)
+        times[name].append(measured.elapsed_s)
+        peaks[name] = max(peaks[name], measured.peak_bytes)
 
     while len(times["ingest"]) < repeats or (len(times["ingest"]) < 2 * repeats and times["ingest"][-1] < 4):
         timed("ingest", run, store, str(store))
@@ -136,7 +146,7 @@ def _cold(run: Path, repeats: int) -> dict[str, float]:
         timed("extrapolate", store, out, "--method", "ols", "--step", "2000", "--out", str(out))
         shutil.rmtree(store)
         shutil.rmtree(out)
-    return {name: median(values) for name, values in times.items()}
+    return {name: median(values) for name, values in times.items()}, peaks
 
 
 def _net(elapsed_s: float, start_s: float) -> float:
