@@ -56,10 +56,9 @@ def lay_out(
             data[start : start + chunk.size] = chunk
     sections = []
     for start, chunk in zip(starts, chunks, strict=False):
-        widths, planes, extra = sections_of(data[start : start + chunk.size], shape, dtype)
+        _, planes, extra = sections_of(data[start : start + chunk.size], shape, dtype)
         stop = start + chunk.size
         sections.append((start + 8, stop - extra.size - planes.nbytes, stop - extra.size, stop))
-        del widths
     return data, np.array(sections, np.int64)
 
 
