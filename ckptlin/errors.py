@@ -18,6 +18,7 @@
     │   ├── StepConflictError                  a step that is already there with other content
     │   └── StaleFitError                      a fit whose checkpoints have since been replaced
     ├── NonFiniteError (ArithmeticError)       NaN or infinity where a number is needed
+    ├── TrainingStoppedError (RuntimeError)    training went wrong and stopped; its last good state is kept
     ├── MemoryBudgetError (MemoryError)        the plan does not fit into ``--memory``
     ├── OutputExistsError (FileExistsError)
     ├── DiskFullError (OSError)
@@ -47,6 +48,7 @@ __all__ = [
     "StoreError",
     "StoreLockedError",
     "StoreVersionError",
+    "TrainingStoppedError",
 ]
 
 
@@ -112,6 +114,10 @@ class StaleFitError(StoreError):
 
 class NonFiniteError(CkptlinError, ArithmeticError):
     """A NaN or infinite weight where a number is needed."""
+
+
+class TrainingStoppedError(CkptlinError, RuntimeError):
+    """Training went wrong and stopped; the last good checkpoint and resume point are kept."""
 
 
 class MemoryBudgetError(CkptlinError, MemoryError):

@@ -1,0 +1,212 @@
+"""What is known of a step, and where it is written: CSV and TensorBoard, and Weights & Biases if asked."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from ckptlin.atomic import write_file
+from ckptlin.errors import MissingExtraError
+from ckptlin.rl.run_directory import RunDirectory
+from ckptlin.rl.state import JumpRecord, TrainState
+
+__all__ = ["Listeners", "StepListener", "StepLog", "StepRow", "read_log"]
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A step: one batch of rollouts and the updates made with it.
+
+    Attributes
+    ----------
+    step, virtual_step, updates : int
+    reward, reward_std : float or None
+        Over all answers of the step; None in supervised training.
+    length : float or None
+        Mean tokens of an answer.
+    truncated : float or None
+        Share of the answers that the length limit cut off.
+    entropy : float or None
+        Mean over tokens, in nats.
+    clip_share : float or None
+        Share of the tokens whose ratio was clipped.
+    kl_start : float or None
+        Estimate of KL(policy ‖ starting model) per token, in nats, where it was made.
+    loss, grad_norm, lr : float
+    tokens : int
+        Generated so far.
+    tokens_per_s : float
+    elapsed_s : float
+        Seconds of training so far.
+    """
+
+    step: int
+    virtual_step: int
+    updates: int
+    reward: float | None
+    reward_std: float | None
+    length: float | None
+    truncated: float | None
+    entropy: float | None
+    clip_share: float | None
+    kl_start: float | None
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    tokens_per_s: float
+    elapsed_s: float
+
+
+class StepListener(Protocol):
+    """Is told of what happens while a run trains; may raise `TrainingStoppedError`."""
+
+    def on_step(self, row: StepRow) -> None:
+        """Take a step, before anything of it is saved."""
+        ...
+
+    def on_checkpoint(self, virtual_step: int, path: Path) -> None:
+        """Take a checkpoint that was written."""
+        ...
+
+    def on_jump(self, jump: JumpRecord, *, undone: bool) -> None:
+        """Take a jump, or one that was taken back."""
+        ...
+
+
+class Listeners:
+    """Several listeners as one, told in their order."""
+
+    def __init__(self, listeners: Sequence[StepListener]) -> None:
+        self._listeners = tuple(listeners)
+
+    def on_step(self, row: StepRow) -> None:
+        """Tell all."""
+        for listener in self._listeners:
+            listener.on_step(row)
+
+    def on_checkpoint(self, virtual_step: int, path: Path) -> None:
+        """Tell all."""
+        for listener in self._listeners:
+            listener.on_checkpoint(virtual_step, path)
+
+    def on_jump(self, jump: JumpRecord, *, undone: bool) -> None:
+        """Tell all."""
+        for listener in self._listeners:
+            listener.on_jump(jump, undone=undone)
+
+
+class StepLog:
+    """``log.csv``, TensorBoard and, if asked, Weights & Biases; a context manager.
+
+    Rows beyond the state that training goes on from are removed: they will be made again.
+    """
+
+    def __init__(self, run: RunDirectory, state: TrainState) -> None:
+        config = run.record["config"]
+        self._names = [field.name for field in fields(StepRow)]
+        rows = [row for row in read_log(run.log_path) if row.step <= state.step]
+        write_file(run.log_path, _as_csv(self._names, rows).encode())
+        self._file = run.log_path.open("a", newline="")
+        self._csv = csv.writer(self._file)
+        self._writer = self._wandb = None
+        if config["log"]["tensorboard"]:
+            self._writer = _tensorboard(run.tensorboard_path, state.step)
+        if config["log"]["wandb"]:
+            self._wandb = _wandb(run, config)
+
+    def on_step(self, row: StepRow) -> None:
+        """Write a row."""
+        values = asdict(row)
+        self._csv.writerow([_text(values[name]) for name in self._names])
+        self._file.flush()
+        figures = {name: value for name, value in values.items() if name != "step" and value is not None}
+        if self._writer is not None:
+            for name, value in figures.items():
+                self._writer.add_scalar(f"train/{name}", value, row.step)
+        if self._wandb is not None:
+            self._wandb.log(figures, step=row.step)
+
+    def on_checkpoint(self, virtual_step: int, path: Path) -> None:
+        """Nothing to write."""
+
+    def on_jump(self, jump: JumpRecord, *, undone: bool) -> None:
+        """Mark where the weights jumped."""
+        if self._writer is not None:
+            self._writer.add_scalar(
+                "jump/undone" if undone else "jump/virtual_steps", jump.to_step - jump.from_step, jump.step
+            )
+
+    def __enter__(self) -> "StepLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_log(path: Path) -> list[StepRow]:
+    """Read ``log.csv``; a last line that a kill cut off is left out.
+
+    Returns
+    -------
+    list of StepRow
+        Empty where there is no file.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    names = {field.name: field.type for field in fields(StepRow)}
+    for raw in csv.DictReader(io.StringIO(path.read_text())):
+        if set(raw) != set(names) or None in raw.values():
+            break
+        rows.append(StepRow(**{name: _number(str(kind), raw[name]) for name, kind in names.items()}))
+    return rows
+
+
+def _number(kind: str, text: str) -> Any:
+    if text == "":
+        return None
+    return int(text) if "int" in kind else float(text)
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _as_csv(names: Sequence[str], rows: Sequence[StepRow]) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_text(value) for value in asdict(row).values()])
+    return buffer.getvalue()
+
+
+def _tensorboard(path: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError(
+            'log.tensorboard needs tensorboard; pip install "ckptlin[train]", or set log.tensorboard=false'
+        ) from None
+    return SummaryWriter(str(path), purge_step=step + 1 if step else None)
+
+
+def _wandb(run: RunDirectory, config: Any) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise MissingExtraError("log.wandb needs wandb; pip install wandb, or set log.wandb=false") from None
+    return wandb.init(
+        project=config["log"]["wandb_project"],
+        name=run.path.name,
+        config=config,
+        dir=str(run.path),
+        resume="allow",
+    )
