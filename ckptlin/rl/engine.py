@@ -91,7 +91,7 @@ class Engine(Protocol):
 def open_engine(name: str) -> Engine:
     """Return an engine by name; its packages load when it is used."""
     if name == "trl":
-        from ckptlin.rl.trl_engine import TrlEngine
+        from ckptlin.rl.trl.engine import TrlEngine
 
         return TrlEngine()
     if name == "verl":

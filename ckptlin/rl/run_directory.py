@@ -32,15 +32,17 @@ from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.config_file import config_from_dict, config_to_yaml
 from ckptlin.rl.state import STATE_NAME, JumpRecord, TrainState
 
-__all__ = ["RunDirectory", "open_run"]
+__all__ = ["RunDirectory", "link_model", "open_run"]
 
 _RESUME = "resume"
 _STATE = re.compile(r"([0-9]+)-([01])")
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 # What may change from one start to the next without another run coming out.
 _FREE = ("steps", "log.", "stop.", "sampling.gpu_memory", "sampling.server_url", "device")
+# A disk with less than this left is full for a checkpoint.
+_FULL_BYTES = 1 << 20
 _WEIGHTS = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors(\.index\.json)?")
-_SIDECARS = re.compile(r"(?!ckptlin|trainer_state|training_args|state\.json).*\.(json|jinja|model|txt)")
+_SIDECARS = re.compile(r"(?!ckptlin|trainer_state|state\.json|.*\.safetensors).*\.(json|jinja|model|txt)")
 
 
 class RunDirectory:
@@ -154,9 +156,9 @@ class RunDirectory:
         return self.path / _RESUME / f"{state.step}-{phase}"
 
     def after_jump(self, state: TrainState, **changes: Any) -> TrainState:
-        """Write the resume point that follows a jump: weights of the checkpoint it landed on, the rest as it was.
+        """Write the resume point after a leg: weights of the checkpoint of its virtual step, the rest as it was.
 
-        Files that stay the same are linked, not copied.
+        Files are linked, not copied.
         """
         moved = replace(state, **changes)
         moved = replace(moved, path=self.state_path(moved, 1))
@@ -167,22 +169,19 @@ class RunDirectory:
                     (path / place).mkdir(exist_ok=True)
                 elif file.name != STATE_NAME and not _WEIGHTS.fullmatch(file.name):
                     os.link(file, path / place)
-            link_weights(self.checkpoint(moved.virtual_step), path)
+            _link(self.checkpoint(moved.virtual_step), path, _WEIGHTS)
         return moved
 
 
-def link_weights(source: Path, target: Path) -> None:
-    """Link the weights of a checkpoint into another directory."""
+def link_model(source: Path, target: Path) -> None:
+    """Link weights, configuration and tokenizer of a checkpoint into another directory."""
+    _link(source, target, _WEIGHTS)
+    _link(source, target, _SIDECARS)
+
+
+def _link(source: Path, target: Path, names: re.Pattern[str]) -> None:
     for file in source.iterdir():
-        if _WEIGHTS.fullmatch(file.name):
-            os.link(file, target / file.name)
-
-
-def link_model(source: Path, target: Path, *, sidecars: Path | None = None) -> None:
-    """Link weights, and configuration and tokenizer files, into a checkpoint's directory."""
-    link_weights(source, target)
-    for file in (sidecars or source).iterdir():
-        if file.is_file() and _SIDECARS.fullmatch(file.name) and not _WEIGHTS.fullmatch(file.name):
+        if file.is_file() and names.fullmatch(file.name):
             os.link(file, target / file.name)
 
 
@@ -274,14 +273,25 @@ def _written(target: Path, is_main: bool) -> Iterator[Path]:
                 shutil.rmtree(target)
             partial.rename(target)
             sync_directory(target.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if is_disk_full(error):
+        if _says_disk_full(error, target.parent):
             raise DiskFullError(
                 f"the disk is full: {target} could not be written; free some space and run the same command "
                 f"again, which goes on from the last resume point"
             ) from error
         raise
+
+
+def _says_disk_full(error: BaseException, directory: Path) -> bool:
+    """Tell whether a write failed for want of space, also where a library wraps what the system said."""
+    if isinstance(error, OSError):
+        return is_disk_full(error)
+    # safetensors: "No space left on device (os error 28)"; torch: "PytorchStreamWriter failed writing file".
+    text = str(error)
+    return "os error 28" in text or (
+        "PytorchStreamWriter" in text and shutil.disk_usage(directory).free < _FULL_BYTES
+    )
 
 
 def _sync_files(directory: Path) -> None:

@@ -1,0 +1,315 @@
+"""The engine of TRL: makes a trainer for each stretch of steps, and keeps nothing between them but the state.
+
+Generation by ``generate`` runs anywhere; vLLM, FSDP and DeepSpeed need GPUs and ``accelerate launch``, see
+docs/train.md.
+"""
+
+import importlib.util
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ckptlin.grading import Grader, open_grader
+from ckptlin.problems import Problem, format_prompt, load_problems
+
+from ckptlin.errors import CkptlinError, GradingError, InputError, MissingExtraError, TrainingStoppedError
+from ckptlin.rl.config import TrainConfig
+from ckptlin.rl.data_order import data_order
+from ckptlin.rl.engine import SampledRewards
+from ckptlin.rl.run_directory import RunDirectory, link_model
+from ckptlin.rl.state import TrainState
+from ckptlin.rl.step_log import StepListener
+
+__all__ = ["TrlEngine"]
+
+_PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets")
+
+
+class TrlEngine:
+    """Trains by TRL in this process, or in each of those that ``accelerate launch`` started."""
+
+    name = "trl"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return bool(self._processes.is_main_process)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self._processes.wait_for_everyone()
+
+    @property
+    def _processes(self) -> Any:
+        from accelerate import PartialState
+
+        return PartialState()
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise what would make training fail later; see `ckptlin.rl.engine.Engine`."""
+        for package in _PACKAGES:
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtraError(f'engine `trl` needs {package}; pip install "ckptlin[train]"')
+        if config.sampling.backend != "generate" and importlib.util.find_spec("vllm") is None:
+            raise MissingExtraError(
+                f"sampling.backend `{config.sampling.backend}` needs vllm; pip install vllm, or use `generate`"
+            )
+        from ckptlin.rl.trl.arguments import micro_batch
+        from ckptlin.rl.trl.model import load_tokenizer
+
+        micro_batch(config, num_processes=self._processes.num_processes, on_gpu=_on_gpu(config))
+        tokenizer = load_tokenizer(config.model)
+        problems = _load(config, config.data.source)
+        _check_lengths(config, tokenizer, problems)
+        if config.data.held_out is not None:
+            _load(config, config.data.held_out)
+        if not config.algorithm.spec.is_supervised:
+            with open_grader(config.reward.grader, **config.reward.parameters):
+                pass
+
+    def start(self, config: TrainConfig, run: RunDirectory) -> TrainState:
+        """Write checkpoint 0 and the resume point of step 0."""
+        from ckptlin.rl.trl.model import load_model, load_tokenizer
+
+        if self.is_main:
+            with _quiet():
+                with run.new_checkpoint(0) as path:
+                    load_model(config.model).save_pretrained(path)
+                    load_tokenizer(config.model).save_pretrained(path)
+                state = TrainState(Path())
+                state = replace(state, path=run.state_path(state))
+                with run.new_state(state) as path:
+                    link_model(run.checkpoint(0), path)
+        self.wait()
+        state = run.latest()
+        if state is None:
+            raise InputError(f"{run.path} has no resume point; it must be on a disk that all processes share")
+        return state
+
+    def train(
+        self, config: TrainConfig, state: TrainState, steps: int, *, run: RunDirectory, listener: StepListener
+    ) -> TrainState:
+        """Train a stretch of steps; see `ckptlin.rl.engine.Engine`."""
+        from transformers import PrinterCallback
+
+        from ckptlin.rl.trl.model import load_model, load_tokenizer
+        from ckptlin.rl.trl.stretch import Stretch
+
+        with _quiet():
+            tokenizer = load_tokenizer(state.path)
+            problems = _load(config, config.data.source)
+            start = state.step * config.batch
+            order = data_order(len(problems), start=start, stop=start + steps * config.batch, seed=config.seed)
+            stretch = Stretch(config, state, steps, run=run, listener=listener)
+            options: dict[str, Any] = {
+                "model": load_model(state.path),
+                "processing_class": tokenizer,
+                "callbacks": [stretch],
+                "total_updates": config.steps * config.updates_per_step,
+            }
+            make = _supervised if config.algorithm.spec.is_supervised else _policy
+            with make(
+                config, stretch, problems, order, tokenizer, run, steps, self._processes, options
+            ) as trainer:
+                trainer.remove_callback(PrinterCallback)
+                stretch.trainer = trainer
+                try:
+                    trainer.train()
+                except GradingError as error:
+                    raise TrainingStoppedError(
+                        f"step {stretch.state.step + 1} was not trained: {error}; the run stands at the resume point "
+                        f"{run.latest()}, and goes on from there when the same command is given again"
+                    ) from error
+        if stretch.state.step != state.step + steps:
+            raise CkptlinError(f"TRL ended at step {stretch.state.step} instead of {state.step + steps}")
+        return stretch.state
+
+    def sample(
+        self, config: TrainConfig, weights: Path, problems: Sequence[Problem], *, num_samples: int, seed: int
+    ) -> SampledRewards:
+        """Answer problems by the model in a directory, and grade the answers."""
+        from ckptlin.rl.trl.model import load_model, load_tokenizer
+        from ckptlin.rl.trl.sample import sample_rewards
+
+        with _quiet(), open_grader(config.reward.grader, **config.reward.parameters) as grader:
+            tokenizer = load_tokenizer(weights)
+            model = load_model(weights).eval()
+            if _on_gpu(config):
+                model = model.to("cuda")
+            prompts = [_prompt_text(config, problem, tokenizer) for problem in problems]
+            return sample_rewards(
+                model,
+                tokenizer,
+                prompts,
+                problems,
+                grader,
+                sampling=config.sampling,
+                num_samples=num_samples,
+                seed=seed,
+            )
+
+
+@contextmanager
+def _policy(
+    config: TrainConfig,
+    stretch: Any,
+    problems: Sequence[Problem],
+    order: Any,
+    tokenizer: Any,
+    run: RunDirectory,
+    steps: int,
+    processes: Any,
+    options: dict[str, Any],
+) -> Iterator[Any]:
+    """Make a trainer of GRPO's family, and close its grader afterwards."""
+    from datasets import Dataset
+
+    from ckptlin.rl.trl.arguments import grpo_arguments
+    from ckptlin.rl.trl.grpo import PolicyTrainer
+    from trl import GRPOConfig
+
+    prompts = [_prompt(config, problem) for problem in problems]
+    rows = Dataset.from_dict({"prompt": prompts, "index": list(range(len(problems)))}).select(order)
+    arguments = grpo_arguments(
+        config, steps=steps, num_processes=processes.num_processes, on_gpu=_on_gpu(config)
+    )
+    with open_grader(config.reward.grader, **config.reward.parameters) as grader:
+        yield PolicyTrainer(
+            args=GRPOConfig(output_dir=str(run.path), **arguments),
+            train_dataset=rows,
+            reward_funcs=_reward(grader, problems, tokenizer),
+            algorithm=config.algorithm.spec,
+            start_model=_start_model(config, run, stretch),
+            kl_due=lambda: stretch.kl_due,
+            **options,
+        )
+
+
+@contextmanager
+def _supervised(
+    config: TrainConfig,
+    stretch: Any,
+    problems: Sequence[Problem],
+    order: Any,
+    tokenizer: Any,
+    run: RunDirectory,
+    steps: int,
+    processes: Any,
+    options: dict[str, Any],
+) -> Iterator[Any]:
+    """Make a trainer that learns solutions."""
+    from datasets import Dataset
+
+    from ckptlin.rl.trl.arguments import sft_arguments
+    from ckptlin.rl.trl.sft import SupervisedTrainer
+    from trl import SFTConfig
+
+    prompts = [_prompt(config, problem) for problem in problems]
+    solutions = [problem.solution or problem.answer or "" for problem in problems]
+    if config.data.chat:
+        answers: list[Any] = [[{"role": "assistant", "content": text}] for text in solutions]
+    else:
+        answers = solutions
+    rows = Dataset.from_dict({"prompt": prompts, "completion": answers}).select(order)
+    arguments = sft_arguments(
+        config, steps=steps, num_processes=processes.num_processes, on_gpu=_on_gpu(config)
+    )
+    yield SupervisedTrainer(
+        args=SFTConfig(output_dir=str(run.path), **arguments), train_dataset=rows, **options
+    )
+
+
+def _reward(grader: Grader, problems: Sequence[Problem], tokenizer: Any) -> Callable[..., list[float]]:
+    """Return a reward function as TRL calls it, which never hands on what is no number.
+
+    TRL turns NaN and None silently into an advantage of 0.
+    """
+    from ckptlin.rl.trl.sample import completions_of
+
+    def reward(*, completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
+        asked = [problems[i] for i in index]
+        scores = grader.grade(completions_of(completion_ids, tokenizer), asked)
+        for score, problem in zip(scores, asked, strict=True):
+            if not math.isfinite(score):
+                raise GradingError(f"grader `{grader.name}` returned {score!r} for problem `{problem.id}`")
+        return [float(score) for score in scores]
+
+    return reward
+
+
+def _start_model(config: TrainConfig, run: RunDirectory, stretch: Any) -> Callable[[], Any]:
+    """Return a function that gives the model of step 0, loaded when it is first asked for."""
+    from ckptlin.rl.trl.model import load_model
+
+    loaded: list[Any] = []
+
+    def start_model() -> Any:
+        if not loaded:
+            loaded.append(load_model(run.checkpoint(0)).eval().to(stretch.trainer.accelerator.device))
+        return loaded[0]
+
+    return start_model
+
+
+def _load(config: TrainConfig, source: str) -> tuple[Problem, ...]:
+    needs = "solution" if config.algorithm.spec.is_supervised else "answer"
+    return load_problems(source, limit=config.data.limit, needs=needs)
+
+
+def _prompt(config: TrainConfig, problem: Problem) -> Any:
+    """Return the prompt as TRL takes it: a text, or messages."""
+    text = format_prompt(problem, config.data.template)
+    return [{"role": "user", "content": text}] if config.data.chat else text
+
+
+def _prompt_text(config: TrainConfig, problem: Problem, tokenizer: Any) -> str:
+    prompt = _prompt(config, problem)
+    if isinstance(prompt, str):
+        return prompt
+    text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Problem]) -> None:
+    texts = [_prompt_text(config, problem, tokenizer) for problem in problems]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    limit = config.sampling.max_prompt_tokens
+    if lengths[longest] > limit:
+        num_over = sum(length > limit for length in lengths)
+        raise InputError(
+            f"{num_over} of {len(problems)} prompts are longer than sampling.max_prompt_tokens ({limit}), the longest, "
+            f"problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
+        )
+
+
+def _on_gpu(config: TrainConfig) -> bool:
+    import torch
+
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what transformers and TRL tell of themselves; errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    level = logging.getLogger("trl").level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(trl|transformers|torch|accelerate|datasets)\b")
+            yield
+    finally:
+        logging.getLogger("trl").setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
