@@ -27,8 +27,10 @@ import numpy as np
 
 from benchmarks.report import versions
 from ckptlin.demo.compare import score
-from ckptlin.demo.corpus import EncodedProblems, Problem, build_tokenizer, draw_problems, encode
+from ckptlin.demo.corpus import EncodedProblems, encode
 from ckptlin.demo.training import DemoSettings, new_model, pretrain, train_run, undisturbed
+from ckptlin.problems import Problem, draw_sums, make_sum
+from ckptlin.problems.sums import END, build_tokenizer
 from ckptlin.progress import NO_PROGRESS
 
 __all__ = ["SETTINGS", "Setting", "make_grpo_run", "round_run", "share_right", "wholly_right"]
@@ -90,11 +92,11 @@ def wholly_right(problem: Problem, completion: str) -> float:
 
     Examples
     --------
-    >>> problem = Problem((3, 7, 5))
+    >>> problem = make_sum((3, 7, 5))
     >>> wholly_right(problem, "10;15#"), wholly_right(problem, "10;16#"), wholly_right(problem, "10;15")
     (1.0, 0.0, 0.0)
     """
-    return float(completion == problem.answer)
+    return float(completion == f"{problem.answer}{END}")
 
 
 def share_right(problem: Problem, completion: str) -> float:
@@ -102,12 +104,12 @@ def share_right(problem: Problem, completion: str) -> float:
 
     Examples
     --------
-    >>> problem = Problem((3, 7, 5))
+    >>> problem = make_sum((3, 7, 5))
     >>> share_right(problem, "10;15#"), share_right(problem, "10;16#"), share_right(problem, "")
     (1.0, 0.5, 0.0)
     """
-    right = problem.answer.rstrip("#").split(";")
-    given = completion.split("#")[0].split(";")
+    right = (problem.answer or "").split(";")
+    given = completion.split(END)[0].split(";")
     return sum(a == b for a, b in zip(right, given, strict=False)) / len(right)
 
 
@@ -138,7 +140,7 @@ def make_grpo_run(
         last_seen=every,
     )
     tokenizer = build_tokenizer()
-    problems = draw_problems(demo.num_train + demo.num_held_out, num_terms=demo.num_terms, seed=seed)
+    problems = draw_sums(demo.num_train + demo.num_held_out, num_terms=demo.num_terms, seed=seed)
     train, held_out = problems[: demo.num_train], encode(problems[demo.num_train :], tokenizer)
     start = time.perf_counter()
     with undisturbed(seed):
@@ -196,7 +198,7 @@ def _base(root: Path, demo: DemoSettings, tokenizer: Any, problems: EncodedProbl
 def _train_grpo(
     model: Any,
     tokenizer: Any,
-    problems: list[Problem],
+    problems: tuple[Problem, ...],
     setting: Setting,
     run_dir: Path,
     seed: int,
@@ -210,11 +212,13 @@ def _train_grpo(
 
     grade: Callable[[Problem, str], float] = share_right if setting.dense else wholly_right
 
-    def reward(*, completion_ids: list[list[int]], digits: list[list[int]], **_: Any) -> list[float]:
+    by_text = {problem.problem: problem for problem in problems}
+
+    def reward(*, prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         # TRL decodes without special tokens, and the end is one; a wrong end is a wrong answer.
         written = tokenizer.batch_decode(completion_ids)
-        pairs = zip(digits, written, strict=True)
-        return [grade(Problem(tuple(d)), text.replace("<pad>", "")) for d, text in pairs]
+        pairs = zip(prompts, written, strict=True)
+        return [grade(by_text[prompt], text.replace("<pad>", "")) for prompt, text in pairs]
 
     trainer = GRPOTrainer(
         model=model,
@@ -240,14 +244,12 @@ def _train_grpo(
             per_device_train_batch_size=setting.num_prompts * setting.num_generations // setting.mini_batches,
             steps_per_generation=setting.mini_batches,
             num_generations=setting.num_generations,
-            max_completion_length=len(Problem((9,) * len(problems[0].digits)).answer) + 2,
+            max_completion_length=len(make_sum([9] * setting.num_terms).answer or "") + 3,
             temperature=1.0,
             top_k=0,
             **setting.grpo,
         ),
-        train_dataset=Dataset.from_dict(
-            {"prompt": [p.prompt for p in problems], "digits": [list(p.digits) for p in problems]}
-        ),
+        train_dataset=Dataset.from_dict({"prompt": [p.problem for p in problems]}),
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)

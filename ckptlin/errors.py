@@ -17,6 +17,7 @@
     │   ├── StoreLockedError                   another process is writing
     │   ├── StepConflictError                  a step that is already there with other content
     │   └── StaleFitError                      a fit whose checkpoints have since been replaced
+    ├── GradingError (ValueError)              a reward function that raises, or returns no score
     ├── NonFiniteError (ArithmeticError)       NaN or infinity where a number is needed
     ├── TrainingStoppedError (RuntimeError)    training went wrong and stopped; its last good state is kept
     ├── MemoryBudgetError (MemoryError)        the plan does not fit into ``--memory``
@@ -34,6 +35,7 @@ __all__ = [
     "CkptlinError",
     "CorruptChunkError",
     "DiskFullError",
+    "GradingError",
     "IncompleteCheckpointError",
     "InputError",
     "MalformedCheckpointError",
@@ -110,6 +112,10 @@ class StepConflictError(StoreError):
 
 class StaleFitError(StoreError):
     """A fit was computed from checkpoints that the store no longer holds."""
+
+
+class GradingError(CkptlinError, ValueError):
+    """A reward function raises, or returns something else than a score."""
 
 
 class NonFiniteError(CkptlinError, ArithmeticError):

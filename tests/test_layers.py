@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"_version", "errors", "dtypes", "interrupts", "populations", "progress"},
     {"ckptlin", "atomic", "memory", "naming", "student_t", "trajectory", "urls"},
+    {"problems"},
+    {"grading"},
     {"kernels"},
     {"checkpoints", "store"},
     {"execution", "finite", "gram_matrices", "null", "selection", "source", "summary", "template"},
@@ -32,8 +34,9 @@ LAYERS = (
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 # `import ckptlin` and `ckptlin --help` are to take under 0.3 s; each of these is slow, or brings one that is.
 HEAVY = {
-    "accelerate", "dask", "distributed", "fsspec", "hypothesis", "matplotlib", "numba", "pcodec", "s3fs",
-    "safetensors", "tensorstore", "torch", "transformers", "xarray", "zarr",
+    "accelerate", "dask", "datasets", "distributed", "fsspec", "hypothesis", "math_verify", "matplotlib",
+    "numba", "pcodec", "pyarrow", "s3fs", "safetensors", "sympy", "tensorstore", "torch", "transformers", "trl",
+    "xarray", "zarr",
 }  # fmt: skip
 
 

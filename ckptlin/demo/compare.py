@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ckptlin.demo.corpus import EncodedProblems, Problem
+from ckptlin.demo.corpus import EncodedProblems
+from ckptlin.problems import Problem
+from ckptlin.problems.sums import END
 
 __all__ = ["Comparison", "Generation", "Score", "distance", "generate", "score", "verdict"]
 
@@ -159,16 +161,17 @@ def generate(checkpoint: Path, problems: Sequence[Problem]) -> tuple[Generation,
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     generations = []
     for problem in problems:
-        inputs = torch.tensor([tokenizer(problem.prompt)["input_ids"]])
+        expected = f"{problem.answer}{END}"
+        inputs = torch.tensor([tokenizer(problem.problem)["input_ids"]])
         with torch.inference_mode():
             written = model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
-                max_new_tokens=len(problem.answer) + 4,
+                max_new_tokens=len(expected) + 4,
                 do_sample=False,
             )
         text: str = tokenizer.decode(written[0, inputs.shape[1] :])
-        generations.append(Generation(problem.prompt, text, problem.answer))
+        generations.append(Generation(problem.problem, text, expected))
     return tuple(generations)
 
 

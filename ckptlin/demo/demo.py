@@ -16,7 +16,7 @@ from typing import Any
 from ckptlin._version import __version__
 from ckptlin.atomic import write_file
 from ckptlin.demo.compare import Comparison, Generation, distance, generate, score, verdict
-from ckptlin.demo.corpus import EncodedProblems, build_tokenizer, draw_problems, encode
+from ckptlin.demo.corpus import EncodedProblems, encode
 from ckptlin.demo.figure import draw_comparison
 from ckptlin.demo.training import (
     DemoSettings,
@@ -32,6 +32,7 @@ from ckptlin.fit import fit
 from ckptlin.ingest import ingest
 from ckptlin.memory import format_bytes
 from ckptlin.methods import get_method
+from ckptlin.problems.sums import END, build_tokenizer, draw_sums
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.report.figures import encode_figure, save_figures
 from ckptlin.store.store import TrajectoryStore
@@ -181,7 +182,7 @@ class _Demo:
         self._seed = seed
         self._progress = progress
         self._say = say
-        problems = draw_problems(
+        problems = draw_sums(
             settings.num_train + settings.num_held_out, num_terms=settings.num_terms, seed=seed
         )
         self._held_out = problems[: settings.num_held_out]
@@ -197,7 +198,7 @@ class _Demo:
         example = self._held_out[0]
         say(
             f"A Qwen2 model of {model.num_parameters():,} parameters, float32, learns to add: "
-            f"{example.prompt} {example.answer}"
+            f"{example.problem} {example.answer}{END}"
         )
         base, run = self._out / "base", self._out / "run"
         pretrain(model, tokenizer, problems, settings, base, seed=self._seed, progress=self._progress)

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 from benchmarks.grpo_runs import SETTINGS, make_grpo_run, round_run, share_right, wholly_right
-from ckptlin.demo.corpus import Problem
+from ckptlin.problems import make_sum
 from ckptlin.source import open_source
 
 pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate, which the extra `models` has")
 
-PROBLEM = Problem((3, 7, 5))
+PROBLEM = make_sum((3, 7, 5))
 
 
 @pytest.mark.parametrize(
