@@ -23,14 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptlin.segments import TRAIN_RECORD_NAME
-
 from ckptlin._version import __version__
 from ckptlin.atomic import is_disk_full, sync_directory, write_file
 from ckptlin.errors import CheckpointError, DiskFullError, InputError, OutputExistsError
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.config_file import config_from_dict, config_to_yaml
 from ckptlin.rl.state import STATE_NAME, JumpRecord, TrainState
+from ckptlin.segments import TRAIN_RECORD_NAME
 
 __all__ = ["RunDirectory", "link_model", "open_run"]
 
@@ -211,7 +210,7 @@ def open_run(
             raise OutputExistsError(f"{path} is there already and is no training run; choose another directory")
         (path / _RESUME).mkdir(parents=True, exist_ok=True)
     with _locked(path) if is_main else _nothing():
-        if record_path.is_file():
+        if is_main and record_path.is_file():
             record = _read_record(record_path)
             before = config_from_dict(record["config"], str(record_path))
             changed = [name for name in config.differences(before) if not name.startswith(_FREE)]
@@ -221,8 +220,7 @@ def open_run(
                     f"{path / 'config.yaml'}, choose another directory, or start over with --overwrite"
                 )
             run = RunDirectory(path, record)
-            if is_main:
-                run.note(config=config.to_dict())
+            run.note(config=config.to_dict())
         else:
             run = RunDirectory(
                 path,

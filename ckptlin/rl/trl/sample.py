@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from ckptlin.grading import Completion, Grader
 from ckptlin.problems import Problem
-
 from ckptlin.rl.config import SamplingConfig
 from ckptlin.rl.engine import SampledRewards
 
