@@ -155,7 +155,7 @@ class RunDirectory:
         return self.path / _RESUME / f"{state.step}-{phase}"
 
     def after_jump(self, state: TrainState, **changes: Any) -> TrainState:
-        """Write the resume point after a leg: weights of the checkpoint of its virtual step, the rest as it was.
+        """Write the resume point after a leg: weights of the checkpoint it is at now, the rest as it was.
 
         Files are linked, not copied.
         """
@@ -216,8 +216,8 @@ def open_run(
             changed = [name for name in config.differences(before) if not name.startswith(_FREE)]
             if changed:
                 raise InputError(
-                    f"{path} was started with other settings ({', '.join(changed)} differ); go on with those in "
-                    f"{path / 'config.yaml'}, choose another directory, or start over with --overwrite"
+                    f"{path} was started with other settings ({', '.join(changed)} differ); go on with those "
+                    f"in {path / 'config.yaml'}, choose another directory, or start over with --overwrite"
                 )
             run = RunDirectory(path, record)
             run.note(config=config.to_dict())

@@ -1,11 +1,11 @@
 """Training, plain or by RL-Extra: legs of real steps by an engine, and a jump after each.
 
 RL-Extra(m, n) trains m steps from w_a to w_b and goes on from where a method, by default the paper's two-point
-rule w_a + ((m+n)/m)(w_b − w_a), predicts the weights n steps later (arXiv 2601.04537).  No jump follows the last
-leg: a run ends with weights that were trained.
+rule w_a + ((m+n)/m)(w_b − w_a), predicts the weights n steps later (arXiv 2601.04537).  No jump follows the
+last leg: a run ends with weights that were trained.
 
-Everything that decides what comes next is in the resume point, so that a run that was killed at any instant goes
-on as if nothing had happened.
+Everything that decides what comes next is in the resume point, so that a run that was killed at any instant
+goes on as if nothing had happened.
 """
 
 import importlib.metadata

@@ -85,10 +85,10 @@ class TrlEngine:
                 with run.new_state(state) as path:
                     link_model(run.checkpoint(0), path)
         self.wait()
-        state = run.latest()
-        if state is None:
+        written = run.latest()
+        if written is None:
             raise InputError(f"{run.path} has no resume point; it must be on a disk that all processes share")
-        return state
+        return written
 
     def train(
         self, config: TrainConfig, state: TrainState, steps: int, *, run: RunDirectory, listener: StepListener
@@ -121,8 +121,7 @@ class TrlEngine:
                     trainer.train()
                 except GradingError as error:
                     raise TrainingStoppedError(
-                        f"step {stretch.state.step + 1} was not trained: {error}; the run stands at the resume point "
-                        f"{run.latest()}, and goes on from there when the same command is given again"
+                        f"step {stretch.state.step + 1} was not trained: {error}; {_stands_at(run)}"
                     ) from error
         if stretch.state.step != state.step + steps:
             raise CkptlinError(f"TRL ended at step {stretch.state.step} instead of {state.step + steps}")
@@ -259,8 +258,8 @@ def _start_model(config: TrainConfig, run: RunDirectory, stretch: Any) -> Callab
 
 
 def _load(config: TrainConfig, source: str) -> tuple[Problem, ...]:
-    needs = "solution" if config.algorithm.spec.is_supervised else None
-    return load_problems(source, limit=config.data.limit, needs=needs)
+    is_supervised = config.algorithm.spec.is_supervised
+    return load_problems(source, limit=config.data.limit, needs="solution" if is_supervised else None)
 
 
 def _template(config: TrainConfig) -> PromptTemplate:
@@ -279,8 +278,8 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
     template = _template(config)
     if template.chat and not tokenizer.chat_template:
         raise InputError(
-            f"prompt template `{template.name}` is for a chat, but the tokenizer of model `{config.model}` has no "
-            "chat template; set data.chat=false"
+            f"prompt template `{template.name}` is for a chat, but the tokenizer of model `{config.model}` "
+            "has no chat template; set data.chat=false"
         )
     texts = [_prompt_text(template, problem, tokenizer) for problem in problems]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -289,9 +288,15 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
     if lengths[longest] > limit:
         num_over = sum(length > limit for length in lengths)
         raise InputError(
-            f"{num_over} of {len(problems)} prompts are longer than sampling.max_prompt_tokens ({limit}), the longest, "
-            f"problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
+            f"{num_over} of {len(problems)} prompts have more tokens than sampling.max_prompt_tokens ({limit}); "
+            f"the longest, problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
         )
+
+
+def _stands_at(run: RunDirectory) -> str:
+    state = run.latest()
+    step = 0 if state is None else state.step
+    return f"{run.path} stands at step {step}, and goes on from there when the same command is given again"
 
 
 def _on_gpu(config: TrainConfig) -> bool:
