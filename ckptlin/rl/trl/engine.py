@@ -288,8 +288,8 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
     if lengths[longest] > limit:
         num_over = sum(length > limit for length in lengths)
         raise InputError(
-            f"{num_over} of {len(problems)} prompts have more tokens than sampling.max_prompt_tokens ({limit}); "
-            f"the longest, problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
+            f"{num_over} of {len(problems)} prompts exceed sampling.max_prompt_tokens ({limit}); the longest, "
+            f"problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
         )
 
 
