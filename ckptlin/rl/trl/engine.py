@@ -99,6 +99,7 @@ class TrlEngine:
         from ckptlin.rl.trl.model import load_model, load_tokenizer
         from ckptlin.rl.trl.stretch import Stretch
 
+        _check_resume_point(state)
         with _quiet():
             tokenizer = load_tokenizer(state.path)
             problems = _load(config, config.data.source)
@@ -290,6 +291,22 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
         raise InputError(
             f"{num_over} of {len(problems)} prompts exceed sampling.max_prompt_tokens ({limit}); the longest, "
             f"problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
+        )
+
+
+def _check_resume_point(state: TrainState) -> None:
+    """Raise `InputError` if training cannot go on exactly: weights saved for analysis alone are not enough."""
+    if state.step == 0:
+        return
+    names = {path.name for path in state.path.iterdir()}
+    lacking = [] if any(name.startswith("rng_state") for name in names) else ["random numbers"]
+    has_optimizer = any(name.startswith(("optimizer", "global_step")) for name in names)
+    if not state.fresh_optimizer and not has_optimizer:
+        lacking.append("optimizer")
+    if lacking:
+        raise InputError(
+            f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "
+            "training would go elsewhere; start over with --overwrite, or train from its weights as another run's model"
         )
 
 
