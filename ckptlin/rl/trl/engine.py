@@ -99,6 +99,7 @@ class TrlEngine:
         from ckptlin.rl.trl.model import load_model, load_tokenizer
         from ckptlin.rl.trl.stretch import Stretch
 
+        _check_resume_point(state)
         with _quiet():
             tokenizer = load_tokenizer(state.path)
             problems = _load(config, config.data.source)
@@ -117,6 +118,11 @@ class TrlEngine:
             ) as trainer:
                 trainer.remove_callback(PrinterCallback)
                 stretch.trainer = trainer
+                if config.extra is not None and trainer.is_deepspeed_enabled:
+                    raise InputError(
+                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions of "
+                        "its own, where a jump cannot reach them; launch with FSDP instead"
+                    )
                 try:
                     trainer.train()
                 except GradingError as error:
@@ -288,8 +294,24 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
     if lengths[longest] > limit:
         num_over = sum(length > limit for length in lengths)
         raise InputError(
-            f"{num_over} of {len(problems)} prompts have more tokens than sampling.max_prompt_tokens ({limit}); "
-            f"the longest, problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
+            f"{num_over} of {len(problems)} prompts exceed sampling.max_prompt_tokens ({limit}); the longest, "
+            f"problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
+        )
+
+
+def _check_resume_point(state: TrainState) -> None:
+    """Raise `InputError` if training cannot go on exactly: weights saved for analysis alone are not enough."""
+    if state.step == 0:
+        return
+    names = {path.name for path in state.path.iterdir()}
+    lacking = [] if any(name.startswith("rng_state") for name in names) else ["random numbers"]
+    has_optimizer = any(name.startswith(("optimizer", "global_step")) for name in names)
+    if not state.fresh_optimizer and not has_optimizer:
+        lacking.append("optimizer")
+    if lacking:
+        raise InputError(
+            f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "
+            "training would go elsewhere; start over with --overwrite, or give its weights to a new run as a model"
         )
 
 
