@@ -120,8 +120,8 @@ class TrlEngine:
                 stretch.trainer = trainer
                 if config.extra is not None and trainer.is_deepspeed_enabled:
                     raise InputError(
-                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions of "
-                        "its own, where a jump cannot reach them; launch with FSDP instead"
+                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions "
+                        "of its own, where a jump cannot reach them; launch with FSDP instead"
                     )
                 try:
                     trainer.train()
@@ -311,7 +311,7 @@ def _check_resume_point(state: TrainState) -> None:
     if lacking:
         raise InputError(
             f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "
-            "training would go elsewhere; start over with --overwrite, or give its weights to a new run as a model"
+            "training would go elsewhere; start over with --overwrite, or give it to a new run as a model"
         )
 
 
