@@ -4,9 +4,10 @@
 
 trains the demo's base model on the demo's sums, 256 rollouts a step, in each of the settings below, and
 measures pass@1 at temperature 1 on problems that no run trains on or guards itself by, the same ones with the
-same seed for every run. The controls: GRPO at the learning rate times (m+n)/m, since a jump that always works is a longer stride, and GRPO
-whose optimizer forgets as often as RL-Extra's. Generated tokens and wall time are those of the whole run, with
-what guard and backtest took. What is there already is not trained again; ``--jobs 2`` trains two runs at once.
+same seed for every run. The controls: GRPO at the learning rate times (m+n)/m, since a jump that always works
+is a longer stride, and GRPO whose optimizer forgets as often as RL-Extra's. Generated tokens and wall time are
+those of the whole run, with what guard and backtest took. What is there already is not trained again;
+``--jobs 2`` trains two runs at once.
 
 It needs the ``train`` extra. One thread computes in each run.
 """
