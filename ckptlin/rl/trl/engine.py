@@ -58,9 +58,14 @@ class TrlEngine:
             raise MissingExtraError(
                 f"sampling.backend `{config.sampling.backend}` needs vllm; pip install vllm, or use `generate`"
             )
+        from accelerate import PartialState
+
         from ckptlin.rl.trl.arguments import micro_batch
         from ckptlin.rl.trl.model import load_tokenizer
 
+        if config.device == "cpu":
+            # The first one made in a process decides for all.
+            PartialState(cpu=True)
         micro_batch(config, num_processes=self._processes.num_processes, on_gpu=_on_gpu(config))
         tokenizer = load_tokenizer(config.model)
         problems = _load(config, config.data.source)
