@@ -58,7 +58,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     for algorithm in (
         Algorithm(
             name="grpo",
-            description="Advantages within the group, mean over answers of means over tokens, as the paper trains",
+            description="Advantages within the group, mean over answers of token means, as the paper trains",
             source="arXiv 2402.03300; 2601.04537",
             advantage="group",
             ratio="token",
@@ -68,7 +68,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         ),
         Algorithm(
             name="dapo-loss",
-            description="The loss of DAPO: mean over all tokens, higher upper clip; without its dynamic sampling",
+            description="The loss of DAPO: mean over all tokens, higher upper clip; no dynamic sampling",
             source="arXiv 2503.14476",
             advantage="group",
             ratio="token",
