@@ -58,7 +58,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     for algorithm in (
         Algorithm(
             name="grpo",
-            description="Advantages within the group, mean over answers of token means, as the paper trains",
+            description="Advantages within the group, the mean over answers of means over tokens",
             source="arXiv 2402.03300; 2601.04537",
             advantage="group",
             ratio="token",

@@ -43,8 +43,8 @@ class DataConfig:
         Problems that the guard measures on; None for no guard.
     template : str
         ``plain``, ``boxed``, or a text with ``{problem}``.
-    chat : bool
-        Whether the prompt goes through the tokenizer's chat template.
+    chat : bool or None
+        Whether the prompt goes through the tokenizer's chat template; None for what the template prefers.
     limit : int or None
         Take the first so many problems.
     """
@@ -52,7 +52,7 @@ class DataConfig:
     source: str = ""
     held_out: str | None = None
     template: str = "plain"
-    chat: bool = False
+    chat: bool | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -395,8 +395,7 @@ class TrainConfig:
         if self.micro_batch is not None and (self.micro_batch < 1 or rows % self.micro_batch):
             what = "problems" if supervised else f"prompts × {self.sampling.rollouts} rollouts"
             raise InputError(
-                f"micro_batch ({self.micro_batch}) must divide a mini-batch of {self.mini_batch} {what} = "
-                f"{rows}"
+                f"micro_batch ({self.micro_batch}) must divide a mini-batch, {self.mini_batch} {what} = {rows}"
             )
         if self.extra is not None:
             self._check_extra(self.extra)

@@ -1,12 +1,12 @@
 """A training configuration from a YAML file and from ``key=value`` options, and back to YAML.
 
-Keys are the fields of `TrainConfig`, sections nested; an option names its section by dots:
+Keys are the fields of `TrainConfig`, sections nested; an option names its section by dots, as in
 ``optimizer.lr=1e-5``.
 """
 
+import contextlib
 import types
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,10 +125,10 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
     kind = get_origin(hint) or hint
     if kind is float and isinstance(value, str):
         # YAML 1.1 takes 1e-6, without a point, for a text.
-        with suppress(ValueError):
+        with contextlib.suppress(ValueError):
             value = float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        with suppress(OverflowError):
+        with contextlib.suppress(OverflowError):
             value = float(value)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)

@@ -156,9 +156,9 @@ class RunDirectory:
         return self.path / _RESUME / f"{state.step}-{phase}"
 
     def after_jump(self, state: TrainState, **changes: Any) -> TrainState:
-        """Write the resume point after a leg: the weights of a checkpoint, and the rest as it was.
+        """Write the resume point after a leg: weights of the checkpoint it is at now, the rest as it was.
 
-        The checkpoint is that of the changed virtual step.  Files are linked, not copied.
+        Files are linked, not copied.
         """
         moved = replace(state, **changes)
         moved = replace(moved, path=self.state_path(moved, 1))
@@ -214,7 +214,7 @@ def open_run(
         if is_main:
             _sweep(path)
             _sweep(path / _RESUME)
-        if record_path.is_file():
+        if is_main and record_path.is_file():
             record = _read_record(record_path)
             before = config_from_dict(record["config"], str(record_path))
             # A schedule that falls to zero at the last step is another one if that is another step.
@@ -226,8 +226,7 @@ def open_run(
                     f"in {path / 'config.yaml'}, choose another directory, or start over with --overwrite"
                 )
             run = RunDirectory(path, record)
-            if is_main:
-                run.note(config=config.to_dict())
+            run.note(config=config.to_dict())
         else:
             run = RunDirectory(
                 path,

@@ -262,7 +262,7 @@ def refused(*overrides, with_extra=False):
         ("passes=0", "passes is 0"),
         ("seed=-1", "seed is -1"),
         ("batch=100", "batch (100), the prompts of a step, must be a multiple of mini_batch (64)"),
-        ("micro_batch=7", "micro_batch (7) must divide a mini-batch of 64 prompts × 16 rollouts = 1024"),
+        ("micro_batch=7", "micro_batch (7) must divide a mini-batch, 64 prompts × 16 rollouts = 1024"),
         ("sampling.rollouts=1", "compares the answers to a prompt with one another and needs at least 2"),
         ("sampling.rollouts=0", "sampling.rollouts is 0"),
         ("sampling.temperature=0", "sampling.temperature is 0.0, but must be positive"),

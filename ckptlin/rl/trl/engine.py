@@ -14,10 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptlin.grading import Grader, open_grader
-from ckptlin.problems import Problem, format_prompt, load_problems
-
 from ckptlin.errors import CkptlinError, GradingError, InputError, MissingExtraError, TrainingStoppedError
+from ckptlin.grading import Grader, open_grader
+from ckptlin.problems import Problem, PromptTemplate, get_template, load_problems
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.data_order import data_order
 from ckptlin.rl.engine import SampledRewards
@@ -66,11 +65,11 @@ class TrlEngine:
         tokenizer = load_tokenizer(config.model)
         problems = _load(config, config.data.source)
         _check_lengths(config, tokenizer, problems)
-        if config.data.held_out is not None:
-            _load(config, config.data.held_out)
         if not config.algorithm.spec.is_supervised:
-            with open_grader(config.reward.grader, **config.reward.parameters):
-                pass
+            with open_grader(config.reward.grader, **config.reward.parameters) as grader:
+                grader.check(problems)
+                if config.data.held_out is not None:
+                    grader.check(load_problems(config.data.held_out))
 
     def start(self, config: TrainConfig, run: RunDirectory) -> TrainState:
         """Write checkpoint 0 and the resume point of step 0."""
@@ -86,10 +85,10 @@ class TrlEngine:
                 with run.new_state(state) as path:
                     link_model(run.checkpoint(0), path)
         self.wait()
-        state = run.latest()
-        if state is None:
+        written = run.latest()
+        if written is None:
             raise InputError(f"{run.path} has no resume point; it must be on a disk that all processes share")
-        return state
+        return written
 
     def train(
         self, config: TrainConfig, state: TrainState, steps: int, *, run: RunDirectory, listener: StepListener
@@ -100,6 +99,7 @@ class TrlEngine:
         from ckptlin.rl.trl.model import load_model, load_tokenizer
         from ckptlin.rl.trl.stretch import Stretch
 
+        _check_resume_point(state)
         with _quiet():
             tokenizer = load_tokenizer(state.path)
             problems = _load(config, config.data.source)
@@ -122,8 +122,7 @@ class TrlEngine:
                     trainer.train()
                 except GradingError as error:
                     raise TrainingStoppedError(
-                        f"step {stretch.state.step + 1} was not trained: {error}; the run stands at the resume point "
-                        f"{run.latest()}, and goes on from there when the same command is given again"
+                        f"step {stretch.state.step + 1} was not trained: {error}; {_stands_at(run)}"
                     ) from error
         if stretch.state.step != state.step + steps:
             raise CkptlinError(f"TRL ended at step {stretch.state.step} instead of {state.step + steps}")
@@ -141,7 +140,8 @@ class TrlEngine:
             model = load_model(weights).eval()
             if _on_gpu(config):
                 model = model.to("cuda")
-            prompts = [_prompt_text(config, problem, tokenizer) for problem in problems]
+            template = _template(config)
+            prompts = [_prompt_text(template, problem, tokenizer) for problem in problems]
             return sample_rewards(
                 model,
                 tokenizer,
@@ -173,7 +173,8 @@ def _policy(
     from ckptlin.rl.trl.grpo import PolicyTrainer
     from trl import GRPOConfig
 
-    prompts = [_prompt(config, problem) for problem in problems]
+    template = _template(config)
+    prompts = [template.prompt(problem) for problem in problems]
     rows = Dataset.from_dict({"prompt": prompts, "index": list(range(len(problems)))}).select(order)
     arguments = grpo_arguments(
         config, steps=steps, num_processes=processes.num_processes, on_gpu=_on_gpu(config)
@@ -209,9 +210,10 @@ def _supervised(
     from ckptlin.rl.trl.sft import SupervisedTrainer
     from trl import SFTConfig
 
-    prompts = [_prompt(config, problem) for problem in problems]
-    solutions = [problem.solution or problem.answer or "" for problem in problems]
-    if config.data.chat:
+    template = _template(config)
+    prompts = [template.prompt(problem) for problem in problems]
+    solutions = [problem.solution or "" for problem in problems]
+    if template.chat:
         answers: list[Any] = [[{"role": "assistant", "content": text}] for text in solutions]
     else:
         answers = solutions
@@ -257,18 +259,16 @@ def _start_model(config: TrainConfig, run: RunDirectory, stretch: Any) -> Callab
 
 
 def _load(config: TrainConfig, source: str) -> tuple[Problem, ...]:
-    needs = "solution" if config.algorithm.spec.is_supervised else "answer"
-    return load_problems(source, limit=config.data.limit, needs=needs)
+    is_supervised = config.algorithm.spec.is_supervised
+    return load_problems(source, limit=config.data.limit, needs="solution" if is_supervised else None)
 
 
-def _prompt(config: TrainConfig, problem: Problem) -> Any:
-    """Return the prompt as TRL takes it: a text, or messages."""
-    text = format_prompt(problem, config.data.template)
-    return [{"role": "user", "content": text}] if config.data.chat else text
+def _template(config: TrainConfig) -> PromptTemplate:
+    return get_template(config.data.template, chat=config.data.chat)
 
 
-def _prompt_text(config: TrainConfig, problem: Problem, tokenizer: Any) -> str:
-    prompt = _prompt(config, problem)
+def _prompt_text(template: PromptTemplate, problem: Problem, tokenizer: Any) -> str:
+    prompt = template.prompt(problem)
     if isinstance(prompt, str):
         return prompt
     text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
@@ -276,16 +276,44 @@ def _prompt_text(config: TrainConfig, problem: Problem, tokenizer: Any) -> str:
 
 
 def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Problem]) -> None:
-    texts = [_prompt_text(config, problem, tokenizer) for problem in problems]
+    template = _template(config)
+    if template.chat and not tokenizer.chat_template:
+        raise InputError(
+            f"prompt template `{template.name}` is for a chat, but the tokenizer of model `{config.model}` "
+            "has no chat template; set data.chat=false"
+        )
+    texts = [_prompt_text(template, problem, tokenizer) for problem in problems]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     limit = config.sampling.max_prompt_tokens
     if lengths[longest] > limit:
         num_over = sum(length > limit for length in lengths)
         raise InputError(
-            f"{num_over} of {len(problems)} prompts are longer than sampling.max_prompt_tokens ({limit}), the longest, "
+            f"{num_over} of {len(problems)} prompts exceed sampling.max_prompt_tokens ({limit}); the longest, "
             f"problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
         )
+
+
+def _check_resume_point(state: TrainState) -> None:
+    """Raise `InputError` if training cannot go on exactly: weights saved for analysis alone are not enough."""
+    if state.step == 0:
+        return
+    names = {path.name for path in state.path.iterdir()}
+    lacking = [] if any(name.startswith("rng_state") for name in names) else ["random numbers"]
+    has_optimizer = any(name.startswith(("optimizer", "global_step")) for name in names)
+    if not state.fresh_optimizer and not has_optimizer:
+        lacking.append("optimizer")
+    if lacking:
+        raise InputError(
+            f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "
+            "training would go elsewhere; start over with --overwrite, or train from its weights as another run's model"
+        )
+
+
+def _stands_at(run: RunDirectory) -> str:
+    state = run.latest()
+    step = 0 if state is None else state.step
+    return f"{run.path} stands at step {step}, and goes on from there when the same command is given again"
 
 
 def _on_gpu(config: TrainConfig) -> bool:

@@ -1,7 +1,7 @@
 """TRL's ``GRPOTrainer`` with what it lacks: whitening over the batch, and the divergence from the start.
 
-Read with TRL 1.16: ``_calculate_rewards`` returns the rewards of all processes, ``_generate_and_score_completions``
-a dictionary of this process's rows, ``advantages`` among them.
+Read with TRL 1.16: ``_calculate_rewards`` returns the rewards of all processes,
+``_generate_and_score_completions`` a dictionary of this process's rows, ``advantages`` among them.
 """
 
 from collections.abc import Callable
@@ -76,7 +76,6 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
             self._metrics["train"]["kl_start"].append(self._divergence(batch))
         return batch
 
-    @torch.no_grad()
     def _divergence(self, batch: Any) -> float:
         """Estimate KL(policy ‖ start) per token from the policy's own samples: r − 1 − log r, r = p_start / p.
 
@@ -86,10 +85,11 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         scored = batch["completion_mask"].float()
         size = self.args.per_device_train_batch_size
-        policy, start = (
-            self._get_per_token_logps_and_entropies(model, ids, mask, scored.shape[1], batch_size=size)[0]
-            for model in (self.model, self._start_model())
-        )
+        with torch.no_grad():
+            policy, start = (
+                self._get_per_token_logps_and_entropies(model, ids, mask, scored.shape[1], batch_size=size)[0]
+                for model in (self.model, self._start_model())
+            )
         log_ratio = start - policy
         sums = torch.stack([((log_ratio.exp() - 1 - log_ratio) * scored).sum(), scored.sum()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
