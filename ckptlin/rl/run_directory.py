@@ -32,7 +32,7 @@ from ckptlin.rl.config_file import config_from_dict, config_to_yaml
 from ckptlin.rl.state import STATE_NAME, JumpRecord, TrainState
 from ckptlin.segments import TRAIN_RECORD_NAME
 
-__all__ = ["RunDirectory", "link_model", "open_run"]
+__all__ = ["RunDirectory", "find_run", "link_model", "open_run"]
 
 _RESUME = "resume"
 _STATE = re.compile(r"([0-9]+)-([01])")
@@ -185,6 +185,34 @@ def _link(source: Path, target: Path, names: re.Pattern[str]) -> None:
             os.link(file, target / file.name)
 
 
+def find_run(path: Path, config: TrainConfig) -> RunDirectory | None:
+    """Look for a run that a configuration would go on with, without a change to anything; None for a new one.
+
+    Raises
+    ------
+    OutputExistsError
+        If something else than a run is there.
+    InputError
+        If the run that is there was started with other settings.
+    """
+    record_path = path / TRAIN_RECORD_NAME
+    if not record_path.is_file():
+        if not _is_free(path):
+            raise OutputExistsError(f"{path} is there already and is no training run; choose another directory")
+        return None
+    record = _read_record(record_path)
+    before = config_from_dict(record["config"], str(record_path))
+    # A schedule that falls to zero at the last step is another one if that is another step.
+    free = _FREE if config.optimizer.schedule == "constant" else _FREE[1:]
+    changed = [name for name in config.differences(before) if not name.startswith(free)]
+    if changed:
+        raise InputError(
+            f"{path} was started with other settings ({', '.join(changed)} differ); go on with those in "
+            f"{path / 'config.yaml'}, choose another directory, or start over with --overwrite"
+        )
+    return RunDirectory(path, record)
+
+
 @contextmanager
 def open_run(
     path: Path,
@@ -203,29 +231,17 @@ def open_run(
     InputError
         If the run that is there was started with other settings, or another process trains it.
     """
-    record_path = path / TRAIN_RECORD_NAME
     if is_main:
-        if overwrite and record_path.is_file():
+        if overwrite and (path / TRAIN_RECORD_NAME).is_file():
             _remove(path)
-        if not record_path.is_file() and not _is_free(path):
-            raise OutputExistsError(f"{path} is there already and is no training run; choose another directory")
+        find_run(path, config)
         (path / _RESUME).mkdir(parents=True, exist_ok=True)
     with _locked(path) if is_main else _nothing():
         if is_main:
             _sweep(path)
             _sweep(path / _RESUME)
-        if is_main and record_path.is_file():
-            record = _read_record(record_path)
-            before = config_from_dict(record["config"], str(record_path))
-            # A schedule that falls to zero at the last step is another one if that is another step.
-            free = _FREE if config.optimizer.schedule == "constant" else _FREE[1:]
-            changed = [name for name in config.differences(before) if not name.startswith(free)]
-            if changed:
-                raise InputError(
-                    f"{path} was started with other settings ({', '.join(changed)} differ); go on with those "
-                    f"in {path / 'config.yaml'}, choose another directory, or start over with --overwrite"
-                )
-            run = RunDirectory(path, record)
+        run = find_run(path, config) if is_main else None
+        if run is not None:
             run.note(config=config.to_dict())
         else:
             run = RunDirectory(
