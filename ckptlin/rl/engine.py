@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from ckptlin.problems import Problem
 
 from ckptlin.errors import SelectionError
+from ckptlin.problems import Problem
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.state import TrainState

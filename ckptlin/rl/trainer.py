@@ -25,6 +25,8 @@ from ckptlin.rl.jump import Landing, choose_landing, predicted
 from ckptlin.rl.run_directory import RunDirectory, link_model, open_run
 from ckptlin.rl.state import JumpRecord, TrainState
 from ckptlin.rl.step_log import Listeners, StepListener, StepLog
+from ckptlin.rl.stop import StopRule
+from ckptlin.rl.trajectory import TrajectoryListener
 
 __all__ = ["TrainResult", "train"]
 
@@ -121,6 +123,10 @@ def train(
         told: list[StepListener] = []
         if is_main:
             told = [stack.enter_context(StepLog(run, state)), *listeners]
+            if config.log.store is not None:
+                told.append(stack.enter_context(TrajectoryListener(config.log.store, run, progress=progress)))
+            # Last, so that all are told of the step that it stops at; after the log, which it reads.
+            told.append(StopRule(config.stop, run=run))
         listener = Listeners(told)
         while True:
             if _ends_leg(config, state):

@@ -13,8 +13,8 @@ LAUNCH_CONFIGS = {
     "multi-cpu": "processes on one machine without a GPU, each with the whole model",
     "multi-gpu": "a process a GPU, each with the whole model",
     "fsdp": "weights, gradients and optimizer shared out among the GPUs (FSDP 2)",
-    "deepspeed-zero2": "gradients and optimizer shared out (ZeRO stage 2); checkpoints in bfloat16, no RL-Extra",
-    "deepspeed-zero3": "all shared out (ZeRO stage 3); checkpoints in bfloat16, no RL-Extra",
+    "deepspeed-zero2": "gradients and optimizer shared out (ZeRO 2); checkpoints in bfloat16, no RL-Extra",
+    "deepspeed-zero3": "all shared out (ZeRO 3); checkpoints in bfloat16, no RL-Extra",
 }
 
 

@@ -58,9 +58,14 @@ class TrlEngine:
             raise MissingExtraError(
                 f"sampling.backend `{config.sampling.backend}` needs vllm; pip install vllm, or use `generate`"
             )
+        from accelerate import PartialState
+
         from ckptlin.rl.trl.arguments import micro_batch
         from ckptlin.rl.trl.model import load_tokenizer
 
+        if config.device == "cpu":
+            # The first one made in a process decides for all.
+            PartialState(cpu=True)
         micro_batch(config, num_processes=self._processes.num_processes, on_gpu=_on_gpu(config))
         tokenizer = load_tokenizer(config.model)
         problems = _load(config, config.data.source)
@@ -120,8 +125,8 @@ class TrlEngine:
                 stretch.trainer = trainer
                 if config.extra is not None and trainer.is_deepspeed_enabled:
                     raise InputError(
-                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions of "
-                        "its own, where a jump cannot reach them; launch with FSDP instead"
+                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions "
+                        "of its own, where a jump cannot reach them; launch with FSDP instead"
                     )
                 try:
                     trainer.train()
@@ -311,7 +316,7 @@ def _check_resume_point(state: TrainState) -> None:
     if lacking:
         raise InputError(
             f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "
-            "training would go elsewhere; start over with --overwrite, or give its weights to a new run as a model"
+            "training would go elsewhere; start over with --overwrite, or give it to a new run as a model"
         )
 
 
