@@ -66,7 +66,7 @@ test: setup  ## run all tests but the slow ones
 test-slow: setup  ## run the slow tests
 	$(BIN)/pytest -n $(WORKERS) -m slow $(TESTS)
 
-demo: setup  ## train a tiny model and take its run through every command
+demo: setup  ## train a tiny model by reinforcement learning and take its run through every command
 	$(BIN)/ckptlin demo
 
 lint: setup  ## check style and formatting
