@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,11 +273,12 @@ def test_a_reward_that_is_no_number_stops_and_keeps_what_was_saved(tiny_model, t
 
 @pytest.mark.parametrize("token", ["eos_token", "pad_token"])
 def test_a_tokenizer_without_end_or_padding_is_refused(tiny_model, tmp_path, token):
-    import shutil
+    from transformers import AutoTokenizer
 
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    path = model / "tokenizer_config.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != token}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    setattr(tokenizer, token, None)
+    tokenizer.save_pretrained(model)
     with pytest.raises(InputError, match=token):
         train(tiny_config(model), tmp_path / "run")
     assert not (tmp_path / "run").exists()
