@@ -152,7 +152,10 @@ def _verl_answer(row: Mapping[str, Any]) -> str | None:
     model = row.get("reward_model")
     if not isinstance(model, Mapping):
         return None
-    return _scalar(model.get("ground_truth"), "reward_model.ground_truth")
+    truth = model.get("ground_truth")
+    if isinstance(truth, list) and len(truth) == 1:
+        truth = truth[0]
+    return _scalar(truth, "reward_model.ground_truth")
 
 
 def _shown(value: Any) -> str:

@@ -116,7 +116,7 @@ def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
             '{"prompt": [{"role": "assistant", "content": "a"}]}',
             "line 2 has a prompt that ends with the role assist",
         ),
-        ('{"prompt": "a", "reward_model": {"ground_truth": ["2"]}}', "as reward_model.ground_truth"),
+        ('{"prompt": "a", "reward_model": {"ground_truth": ["2", "3"]}}', "as reward_model.ground_truth"),
     ],
 )
 def test_a_malformed_line_is_named_with_its_number(tmp_path, line, message):
