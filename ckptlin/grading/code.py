@@ -145,7 +145,7 @@ class CodeGrader:
     def grade(self, completions: Sequence[Completion], problems: Sequence[Problem]) -> list[float]:
         """Return the score of each completion; the same program for the same problem runs once."""
         check_lengths(completions, problems)
-        tests = {id(problem): tests_of(problem) for problem in problems}
+        tests = {key: tests_of(problem) for key, problem in {id(p): p for p in problems}.items()}
         pairs = [
             (code_of(completion.text), id(problem))
             for completion, problem in zip(completions, problems, strict=True)

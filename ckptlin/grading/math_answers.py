@@ -86,8 +86,8 @@ def same_text(gold: str, answer: str) -> bool | None:
 def text_of(answer: str) -> str | None:
     r"""Return the words of an answer in lower case; None if it is a formula.
 
-    Words stand in ``\text{}`` or the like, or have three letters and no sign but ``-``, ``'`` and ``.``.  The
-    letter of a choice is one too, with or without parentheses.
+    Words stand in ``\text{}`` or the like, or have three letters, and no sign but ``-``, ``'`` and ``.``.  A
+    capital letter is one too, with or without parentheses: that of a choice.
 
     Examples
     --------
@@ -102,9 +102,9 @@ def text_of(answer: str) -> str | None:
     if not _LETTERS.fullmatch(words):
         return None
     words = words.rstrip(".").lower()
-    if was_wrapped or (len(words) >= 3 and not _MATHEMATICAL & set(words.split())):
-        return words
-    return None
+    if len(words) < (2 if was_wrapped else 3) or _MATHEMATICAL & set(words.split()):
+        return None
+    return words
 
 
 def plain_number(answer: str) -> str:

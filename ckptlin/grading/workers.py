@@ -87,7 +87,8 @@ class WorkerPool:
             try:
                 for thread in threads:
                     thread.join()
-            except BaseException:  # Ctrl-C
+            except BaseException as error:  # Ctrl-C
+                errors.append(error)
                 self.close()
                 raise
         if errors:

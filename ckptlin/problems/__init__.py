@@ -1,13 +1,11 @@
 """What a problem is, where problems come from, and how they are put to a model."""
 
 from ckptlin.problems.load import load_problems
-from ckptlin.problems.prepare import DATA_SETS, prepare
 from ckptlin.problems.problem import Problem
 from ckptlin.problems.sums import draw_sums, in_test_split, make_sum
 from ckptlin.problems.template import TEMPLATES, PromptTemplate, get_template
 
 __all__ = [
-    "DATA_SETS",
     "TEMPLATES",
     "Problem",
     "PromptTemplate",
@@ -16,5 +14,4 @@ __all__ = [
     "in_test_split",
     "load_problems",
     "make_sum",
-    "prepare",
 ]

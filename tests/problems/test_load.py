@@ -83,14 +83,14 @@ def test_verl_s_layout_is_understood(save):
     (problem,) = load_problems(save([row]), needs="answer")
     assert (problem.problem, problem.answer, problem.id) == ("1+1?", "2", "0")
     assert problem.extra["data_source"] == "gsm8k"
-    assert "messages" not in problem.extra
+    assert "earlier_messages" not in problem.extra
 
 
 def test_of_a_conversation_the_last_message_is_the_problem_and_the_others_are_kept(save):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
     (problem,) = load_problems(save([{"prompt": messages}]))
     assert problem.problem == "1+1?"
-    assert problem.extra["messages"] == messages
+    assert problem.extra == {"earlier_messages": messages[:1]}
 
 
 def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
@@ -181,6 +181,7 @@ def test_columns_that_are_not_there_are_named(save):
         ("empty.jsonl:train", {}, "has no splits"),
         ("empty.jsonl", {"split": "train"}, "has no splits"),
         ("sums:train", {"split": "test"}, "names the split train, but split test"),
+        ("sums", {"columns": {"answer": "sum"}}, "sums have no columns"),
         ("sums", {"limit": 0}, "a limit of 0 leaves no problem"),
         ("object.json", {}, "holds a JSON dict; expected a list"),
         ("lines.json", {}, r"line 2 is not JSON .* name it .jsonl"),

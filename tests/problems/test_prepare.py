@@ -4,7 +4,8 @@ import os
 import pytest
 
 from ckptlin.errors import DiskFullError, InputError, OutputExistsError, SelectionError
-from ckptlin.problems import DATA_SETS, draw_sums, in_test_split, load_problems, prepare
+from ckptlin.problems import draw_sums, in_test_split, load_problems
+from ckptlin.problems.prepare import DATA_SETS, prepare
 
 GSM8K = [
     {"question": "Half of 48?", "answer": "It is 48/2 = <<48/2=24>>24.\n#### 24"},
