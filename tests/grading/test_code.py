@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import pickle
 import sys
 import zlib
@@ -44,7 +45,7 @@ def block(code, language="python") -> Completion:
 def grader():
     if sys.platform != "linux":
         pytest.skip("the sandbox is the Linux kernel's")
-    with open_grader("code", time_limit_s=1, wall_limit_s=2, memory="256MB", processes=8) as opened:
+    with open_grader("code", time_limit_s=2, wall_limit_s=20, memory="256MB", processes=8) as opened:
         yield opened
 
 
@@ -68,13 +69,24 @@ def test_a_function_is_called_and_what_it_returns_compared(grader):
     assert grader.grade(given, [TWO_SUM] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_a_program_that_writes_the_result_before_it_is_called_gains_nothing(grader):
-    forged = "import json\nopen('result.json', 'w').write('[0, 1]')\nimport os\nos._exit(0)"
-    # It would have to know what is expected, which is nowhere in the sandbox.
-    guess = "import glob\nraise SystemExit(any('[0, 1]' in open(name).read() for name in glob.glob('*.json')))"
-    assert grader.grade([block(guess)], [TWO_SUM]) == [0.0]
-    problem = Problem("?", id="x", extra={"tests": [{"input": [1], "output": 5, "fn_name": "f"}]})
-    assert grader.grade([block(forged)], [problem]) == [0.0]
+def test_what_is_expected_is_nowhere_in_the_sandbox(grader):
+    code = (
+        "import glob, os, sys\n"
+        "def twoSum(nums, target):\n"
+        "    wanted = [0, 3 - 2]\n"
+        "    texts = [open(name).read() for name in glob.glob('**', recursive=True) if os.path.isfile(name)]\n"
+        "    texts += [str(dict(os.environ)), str(sys.argv), sys.stdin.read(), open('/proc/self/cmdline').read()]\n"
+        "    return wanted if any(str(wanted) in text for text in texts) else None\n"
+    )
+    given_away = Problem(
+        "?", id="x", extra={"tests": [{"input": [[0, 1], 1], "output": [0, 1], "fn_name": "twoSum"}]}
+    )
+    assert grader.grade([block(code)] * 2, [TWO_SUM, given_away]) == [0.0, 1.0]
+
+
+def test_a_program_that_ends_before_it_is_called_gains_nothing(grader):
+    early = "import os\nopen('result.json', 'w').write('null')\nos._exit(0)"
+    assert grader.grade([block(early), block("raise SystemExit(0)")], [TWO_SUM] * 2) == [0.0, 0.0]
 
 
 def test_everything_that_goes_wrong_is_contained_counted_and_said():
@@ -88,13 +100,18 @@ def test_everything_that_goes_wrong_is_contained_counted_and_said():
         "nothing": "",
     }
     given = [*map(block, programs.values()), Completion("no code at all", True), block(ADD)]
-    with open_grader("code", time_limit_s=1, wall_limit_s=2, memory="256MB", processes=8) as grader:
+    with open_grader("code", time_limit_s=1, wall_limit_s=5, memory="256MB", processes=8) as grader:
+        grader.grade([block(ADD)], [ADDING])
+        if grader.held["processes"] != "separate" and os.getuid() != 0:
+            pytest.skip(
+                "the kernel limits an ordinary user's processes in namespaces only, and permits none here"
+            )
         assert grader.grade(given, [ADDING] * len(given)) == [*[0.0] * (len(given) - 1), 1.0]
         said = " ".join(grader.notes)
-    assert "2 of 9 programs ran longer than 1 s" in said
-    assert "1 of 9 programs needed more than 244.1 MiB" in said
-    assert "3 of 9 programs ended in an error" in said
-    assert "1 of 9 programs have no block of code" in said
+    assert "2 of 10 programs ran longer than 1 s" in said
+    assert "1 of 10 programs needed more than 244.1 MiB" in said
+    assert "3 of 10 programs ended in an error" in said
+    assert "1 of 10 programs have no block of code" in said
 
 
 def test_the_same_program_runs_once(grader, monkeypatch):

@@ -33,7 +33,7 @@ except OSError as error:
 @pytest.fixture(params=[True, False], ids=["namespaces", "limits"])
 def sandbox(request):
     """A sandbox with namespaces, where the kernel permits them, and one with limits alone."""
-    opened = Sandbox(Limits(cpu_s=2, wall_s=4, memory_bytes=256 << 20, processes=8), namespaces=request.param)
+    opened = Sandbox(Limits(cpu_s=2, wall_s=20, memory_bytes=256 << 20, processes=8), namespaces=request.param)
     opened.run("")
     if request.param and opened.held["network"] != "none":
         pytest.skip("the kernel permits no namespaces here")
@@ -140,7 +140,7 @@ def test_a_process_that_leaves_its_session_dies_with_the_program(sandbox):
 
 
 def test_nothing_is_written_outside_where_the_kernel_permits_that(tmp_path):
-    opened = Sandbox(Limits(wall_s=4))
+    opened = Sandbox()
     target = tmp_path / "escaped"
     tmp_path.chmod(0o777)
     ran = opened.run(f"open('inside', 'w').write('x')\nopen({str(target)!r}, 'w').write('x')", take=("inside",))
@@ -177,7 +177,7 @@ def test_an_ordinary_user_s_programs_are_held_as_well(tmp_path):
         path.chmod(path.stat().st_mode | 0o055)
     program = (
         "from ckptlin.grading.sandbox import Limits, Sandbox\n"
-        "sandbox = Sandbox(Limits(cpu_s=1, wall_s=2, processes=8))\n"
+        "sandbox = Sandbox(Limits(cpu_s=2, wall_s=20, processes=8))\n"
         f"ran = sandbox.run({FORKS!r})\n"
         "print(sandbox.held, ran.stdout)\n"
         'print(sandbox.run(\'open("/tmp/ckptlin-escaped", "w")\').stderr)\n'
@@ -201,7 +201,7 @@ def test_an_ordinary_user_s_programs_are_held_as_well(tmp_path):
 
 
 def test_output_without_end_is_cut_off():
-    opened = Sandbox(Limits(cpu_s=5, wall_s=10, file_bytes=1 << 20))
+    opened = Sandbox(Limits(file_bytes=1 << 20))
     ran = opened.run("while True: print('x' * 1000)")
     assert ran.outcome == "error"
     assert len(ran.stdout) <= 1 << 20
