@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Literal, Self, get_args
 
 from ckptlin.errors import InputError
-from ckptlin.grading.code_tests import CodeTest, is_expected_output, is_expected_value, tests_of
+from ckptlin.grading.code_tests import CodeTest, is_expected_output, is_expected_value, read_tests
 from ckptlin.grading.grader import Completion, check_lengths
 from ckptlin.grading.sandbox import Limits, Sandbox
 from ckptlin.grading.workers import available_processors
@@ -140,12 +140,12 @@ class CodeGrader:
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise `InputError` if the tests of a problem are not there, or cannot be read."""
         for problem in problems:
-            tests_of(problem)
+            read_tests(problem)
 
     def grade(self, completions: Sequence[Completion], problems: Sequence[Problem]) -> list[float]:
         """Return the score of each completion; the same program for the same problem runs once."""
         check_lengths(completions, problems)
-        tests = {key: tests_of(problem) for key, problem in {id(p): p for p in problems}.items()}
+        tests = {key: read_tests(problem) for key, problem in {id(p): p for p in problems}.items()}
         pairs = [
             (code_of(completion.text), id(problem))
             for completion, problem in zip(completions, problems, strict=True)
@@ -209,7 +209,7 @@ def code_of(text: str) -> str | None:
     >>> code_of("First\n```\nx\n```\nthen\n```python\nprint(1)\n```\n"), code_of("```python\nprint(1)")
     ('print(1)\n', None)
     """
-    found = _FENCE.findall(text)
+    found: list[tuple[str, str]] = _FENCE.findall(text)
     if not found:
         return None
     python = [code for language, code in found if language.lower() in ("python", "python3", "py")]

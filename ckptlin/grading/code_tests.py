@@ -23,7 +23,7 @@ from typing import Any
 from ckptlin.errors import InputError
 from ckptlin.problems.problem import Problem
 
-__all__ = ["CodeTest", "is_expected_output", "is_expected_value", "tests_of"]
+__all__ = ["CodeTest", "is_expected_output", "is_expected_value", "read_tests"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CodeTest:
     function: str | None = None
 
 
-def tests_of(problem: Problem) -> tuple[CodeTest, ...]:
+def read_tests(problem: Problem) -> tuple[CodeTest, ...]:
     """Read the tests of a problem.
 
     Raises
@@ -120,13 +120,12 @@ def _listed(tests: Any, name: str | None) -> tuple[CodeTest, ...]:
     for test in _parsed(tests):
         function = test.get("fn_name") or _object(test.get("metadata")).get("func_name") or name
         kind = test.get("testtype") or ("functional" if function else "stdin")
-        if kind == "functional" and not function:
+        if kind != "functional":
+            found.append(CodeTest(_text(test["input"]), _text(test["output"])))
+        elif function:
+            found.append(_called(function, test["input"], test["output"]))
+        else:
             raise ValueError("a functional test has no name of a function")
-        found.append(
-            _called(function, test["input"], test["output"])
-            if kind == "functional"
-            else CodeTest(_text(test["input"]), _text(test["output"]))
-        )
     return tuple(found)
 
 

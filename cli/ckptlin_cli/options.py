@@ -88,6 +88,12 @@ class _Command(click.Command):
 class _Group(_Command, click.Group):
     """A command of several commands."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise UsageInOneLine(error, ctx.command_path) from error
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

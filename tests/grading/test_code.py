@@ -10,7 +10,7 @@ import pytest
 from ckptlin.errors import InputError
 from ckptlin.grading import Completion, open_grader
 from ckptlin.grading.code import code_of
-from ckptlin.grading.code_tests import CodeTest, is_expected_output, is_expected_value, tests_of
+from ckptlin.grading.code_tests import CodeTest, is_expected_output, is_expected_value, read_tests
 from ckptlin.problems import Problem
 
 ADD = "a, b = map(int, input().split())\nprint(a + b)"
@@ -75,7 +75,7 @@ def test_what_is_expected_is_nowhere_in_the_sandbox(grader):
         "def twoSum(nums, target):\n"
         "    wanted = [0, 3 - 2]\n"
         "    texts = [open(name).read() for name in glob.glob('**', recursive=True) if os.path.isfile(name)]\n"
-        "    texts += [str(dict(os.environ)), str(sys.argv), sys.stdin.read(), open('/proc/self/cmdline').read()]\n"
+        "    texts += [str(dict(os.environ)), sys.stdin.read(), open('/proc/self/cmdline').read()]\n"
         "    return wanted if any(str(wanted) in text for text in texts) else None\n"
     )
     given_away = Problem(
@@ -187,7 +187,7 @@ PRIVATE = base64.b64encode(
 def test_the_layouts_of_public_data_are_read(fields, tests):
     answer = fields.get("answer")
     extra = {name: value for name, value in fields.items() if name != "answer"}
-    assert tests_of(Problem("?", answer, extra=extra)) == tuple(CodeTest(*test) for test in tests)
+    assert read_tests(Problem("?", answer, extra=extra)) == tuple(CodeTest(*test) for test in tests)
 
 
 class Evil:

@@ -103,7 +103,7 @@ def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
     ("line", "message"),
     [
         ('{"problem": "1+1?"', "line 2 is not JSON"),
-        ("[1, 2]", r"line 2 is \[1, 2\]; expected an object"),
+        ("[1, 2]", r"line 2 is \[1, 2\], but a problem is an object"),
         ('{"text": "1+1?"}', "line 2 has the fields text, but none of problem, question, prompt"),
         ("{}", r"line 2 has the fields \(none\), but none of"),
         ('{"problem": " "}', "line 2 has an empty problem"),
@@ -175,7 +175,7 @@ def test_columns_that_are_not_there_are_named(save):
     ("source", "arguments", "message"),
     [
         ("missing.jsonl", {}, "there is no file missing.jsonl"),
-        ("data.csv", {}, "no file of problems; their names end in .jsonl, .json, .parquet"),
+        ("data.csv", {}, "data.csv ends in .csv; problems are read from .jsonl, .json, .parquet"),
         ("nothing", {}, "neither a file"),
         ("empty.jsonl", {}, "holds no problem"),
         ("empty.jsonl:train", {}, "has no splits"),
