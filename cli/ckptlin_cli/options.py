@@ -20,6 +20,7 @@ __all__ = [
     "budget_options",
     "cluster_options",
     "command",
+    "group",
     "json_option",
     "memory_options",
     "out_option",
@@ -68,7 +69,7 @@ class UsageInOneLine(click.ClickException):
 
 
 class _Command(click.Command):
-    """A command whose help ends with examples that work."""
+    """A command whose help ends with examples that work, and that tells a wrong call in one sentence."""
 
     examples: Sequence[str] = ()
 
@@ -83,6 +84,48 @@ class _Command(click.Command):
             with formatter.section("Examples"):
                 for example in self.examples:  # on one line each, however long, to be copied
                     formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+class _Group(_Command, click.Group):
+    """A command of several commands."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise UsageInOneLine(error, ctx.command_path) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise UsageInOneLine(error, ctx.command_path) from error
+
+    def command_of(
+        self, name: str, *, examples: Sequence[str]
+    ) -> Callable[[Callable[..., Any]], click.Command]:
+        """Make a command of this group, as `command` makes one."""
+
+        def decorate(function: Callable[..., Any]) -> click.Command:
+            made = command(f"{self.name} {name}", examples=examples)(function)
+            made.name = name
+            self.add_command(made)
+            return made
+
+        return decorate
+
+
+def group(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], _Group]:
+    """Make a command of several commands."""
+
+    def decorate(function: Callable[..., Any]) -> _Group:
+        made = click.group(name, cls=_Group, no_args_is_help=False)(function)
+        made.examples = examples
+        return made
+
+    return decorate
 
 
 def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], click.Command]:
