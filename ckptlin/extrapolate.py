@@ -74,6 +74,7 @@ def extrapolate(
     *,
     method: str = AUTO,
     steps: str | None = None,
+    segment: int | str | None = None,
     from_step: int | None = None,
     to_step: int | None = None,
     keep: Sequence[str] | None = None,
@@ -104,7 +105,9 @@ def extrapolate(
         the window's own past.  Where that cannot tell methods apart, with two checkpoints or for a target that
         is not after the last, ``auto`` is ``ols``.
     steps : str, optional
-        Window of steps that the method sees.
+        Window of steps that the method sees; default all.  Where it crosses a jump, the plan warns of it.
+    segment : int or str, optional
+        One of the source's segments instead: its number, from 1 on, or ``last``.
     from_step, to_step : int, optional
         The two checkpoints of ``two-point``; default the first and the last of the window.
     keep : sequence of str, optional
@@ -150,6 +153,7 @@ def extrapolate(
         out_dir,
         method=method,
         steps=steps,
+        segment=segment,
         from_step=from_step,
         to_step=to_step,
         keep=keep,

@@ -27,7 +27,8 @@ from ckptlin.methods.base import check_steps
 from ckptlin.methods.rank1_matrix import Rank1Matrix, parse_rank1_matrix
 from ckptlin.naming import is_buffer, matches, select
 from ckptlin.rank_one import MAX_PASSES, as_matrices
-from ckptlin.selection import select_rows
+from ckptlin.segments import segments_to_dict, warn_of_jumps
+from ckptlin.selection import select_window
 from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.template import Template, template_of
 from ckptlin.trajectory import TensorSpec
@@ -123,6 +124,11 @@ class ExtrapolationPlan:
         return tuple(self.source.steps[row] for row in self.rows)
 
     @property
+    def observed(self) -> tuple[int, ...]:
+        """Steps that the weights follow from: the window, or the single checkpoint that is copied."""
+        return self.steps if self.exact else self.window
+
+    @property
     def excluded(self) -> tuple[str, ...]:
         """The patterns of tensors that a Gram pass leaves out."""
         return _matching(self.source, self.keep)
@@ -194,6 +200,7 @@ class ExtrapolationPlan:
             "reason": self.reason,
             "expected": None if self.expected is None else self.expected.to_dict(),
             "steps": list(steps),
+            **segments_to_dict(self.observed, self.source.jumps),
             "coefficients": None
             if coefficients is None or self.rank_one is not None
             else coefficients.to_plain(),
@@ -226,6 +233,7 @@ def plan_extrapolation(
     *,
     method: str = AUTO,
     steps: str | None = None,
+    segment: int | str | None = None,
     from_step: int | None = None,
     to_step: int | None = None,
     keep: Sequence[str] | None = None,
@@ -254,7 +262,7 @@ def plan_extrapolation(
     check_output(Path(os.path.realpath(out)), out, overwrite=overwrite)
     is_auto = method.strip() == AUTO
     spec = None if is_auto else parse_rank1_matrix(method) or parse_method(method)
-    window = select_rows(source.steps, steps)
+    window = select_window(source, steps, segment)
     if from_step is not None or to_step is not None:
         if spec is None or spec.name != "two-point":
             raise InputError(f"--from and --to belong to the method two-point, not to {method}; use --steps")
@@ -333,7 +341,11 @@ def plan_extrapolation(
         memory=memory,
         grams=windowed,
         gram_plan=gram_plan,
-        warnings=(*_warnings(observed, target), *(() if expected is None else expected.warnings)),
+        warnings=(
+            *_warnings(observed, target),
+            *(() if expected is None else expected.warnings),
+            *(() if exact else _of_jumps(source, observed, is_judged=spec is None or expected is not None)),
+        ),
     )
 
 
@@ -500,6 +512,18 @@ def _plan_files(
     ]
     file_of = {tensor: name for name, tensors in files.items() for tensor in tensors}
     return plan_files(specs, file_of, source_headers=headers, max_shard_bytes=max_shard_bytes)
+
+
+def _of_jumps(
+    source: TrajectoryStore | RunTrajectories, observed: Sequence[int], *, is_judged: bool
+) -> tuple[str, ...]:
+    """Warn of a window that crosses a jump; and, where the past judges a method, of that judgement."""
+    consequence = "the method takes the extrapolation for training"
+    if is_judged:
+        consequence += (
+            ", and the skill to expect of it, judged by origins and targets on two sides of a jump, misleads"
+        )
+    return warn_of_jumps(observed, source.jumps, consequence)
 
 
 def _warnings(observed: Sequence[int], target: int) -> tuple[str, ...]:

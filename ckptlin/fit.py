@@ -31,7 +31,8 @@ from ckptlin.kernels.regression import COUNT, GROUP_ROWS, BlockRegression
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.null import simulate_null
 from ckptlin.progress import NO_PROGRESS, Progress
-from ckptlin.selection import fitted_tensors, row_groups, select_rows
+from ckptlin.segments import Jump, jumps_among, segments_to_dict, warn_of_jumps
+from ckptlin.selection import describe_window, fitted_tensors, row_groups, select_window
 from ckptlin.store.chunk_codec import encode_plain
 from ckptlin.store.metadata import BLOB_COMPRESSOR, SUMMARY_TABLES, FitRecord, table_chunk
 from ckptlin.store.store import TrajectoryStore, chunk_key
@@ -73,6 +74,8 @@ class FitPlan:
     bytes_in, bytes_out : int
         Raw bytes of the trajectories to read, and of the maps to write.
     memory : MemoryPlan
+    warnings : tuple of str
+        What a user should know of the steps.
     """
 
     source: TrajectoryStore | RunTrajectories
@@ -84,6 +87,7 @@ class FitPlan:
     bytes_in: int
     bytes_out: int
     memory: MemoryPlan
+    warnings: tuple[str, ...]
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -96,6 +100,7 @@ class FitPlan:
             "source": self.source.location,
             "name": self.name,
             "steps": list(self.steps),
+            **segments_to_dict(self.steps, self.source.jumps),
             "tensors": len(self.tensors),
             "params": sum(t.num_params for t in self.tensors),
             "maps": dict(self.maps),
@@ -104,6 +109,7 @@ class FitPlan:
             "bytes_out": self.bytes_out,
             "workers": self.memory.num_workers,
             "peak_memory_bytes": self.memory.peak_bytes,
+            "warnings": list(self.warnings),
         }
 
 
@@ -117,6 +123,8 @@ class FitResult:
     source : str
         Store or run that was fitted.
     summary : FitSummary
+    jumps : tuple of Jump
+        Those that the fitted steps cross.
     maps : dict of str to str
         Maps kept in the store.
     keeps_gram : bool
@@ -126,6 +134,7 @@ class FitResult:
     name: str
     source: str
     summary: FitSummary = field(repr=False)
+    jumps: tuple[Jump, ...]
     maps: Mapping[str, str]
     keeps_gram: bool
     bytes_in: int
@@ -141,6 +150,7 @@ class FitResult:
             "bytes_in": self.bytes_in,
             "elapsed_s": self.elapsed_s,
             **self.summary.to_dict(),
+            **segments_to_dict(self.summary.steps, self.jumps),
         }
 
 
@@ -182,6 +192,7 @@ def plan_fit(
     *,
     name: str = "default",
     steps: str | None = None,
+    segment: int | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     maps: Mapping[str, str] | None = None,
@@ -194,11 +205,12 @@ def plan_fit(
         raise InputError(f"--workers must be at least 1, not {num_workers}")
     if not name:
         raise InputError("--name must not be empty")
-    rows = select_rows(source.steps, steps)
+    rows = select_window(source, steps, segment)
     if len(rows) < 2:
+        window = describe_window(steps, segment)
         raise InputError(
             f"a fit needs at least 2 checkpoints, and {source.location} "
-            + (f"has only step {source.steps[0]}" if steps is None else f"has only one in --steps {steps}")
+            + (f"has only one in {window}" if window else f"has only step {source.steps[0]}")
         )
     tensors = tuple(fitted_tensors(source, include, exclude))
     if maps is None:
@@ -246,6 +258,11 @@ def plan_fit(
         bytes_in=sum(t.num_bytes for t in tensors) * len(rows),
         bytes_out=sum(t.num_params * from_zarr(dtype).itemsize for t in tensors for dtype in maps.values()),
         memory=memory,
+        warnings=warn_of_jumps(
+            [source.steps[row] for row in rows],
+            source.jumps,
+            "R² and slopes take the extrapolation for training",
+        ),
     )
 
 
@@ -263,8 +280,8 @@ def _has_gram(
     )
     if gram and not is_whole:
         raise InputError(
-            "--gram keeps the matrices of all steps and tensors of a store; leave out --steps, --include and "
-            f"--exclude, or run `ckptlin gram` for a part of {source.location}"
+            "--gram keeps the matrices of all steps and tensors of a store; leave out --steps, --segment, "
+            f"--include and --exclude, or run `ckptlin gram` for a part of {source.location}"
         )
     return gram is not False and is_whole and num_known_rows(source, rows, tensors) < len(rows)
 
@@ -325,6 +342,7 @@ def fit(
     *,
     name: str = "default",
     steps: str | None = None,
+    segment: int | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     maps: Mapping[str, str] | None = None,
@@ -345,7 +363,10 @@ def fit(
         In a store the summary and the maps are kept, under ``fits/<name>``; a fit of that name is replaced.
     name : str
     steps : str, optional
-        Window of steps, see `ckptlin.selection.select_rows`.
+        Window of steps, see `ckptlin.selection.select_rows`; default all.  Steps that cross a jump are fitted
+        together, and ``progress`` is told so.
+    segment : int or str, optional
+        One of the source's segments instead: its number, from 1 on, or ``last``.
     include, exclude : sequence of str
         Patterns of tensor names, see `ckptlin.naming.matches`.
     maps : mapping of str to str, optional
@@ -379,6 +400,7 @@ def fit(
         plan_fit,
         name=name,
         steps=steps,
+        segment=segment,
         include=include,
         exclude=exclude,
         maps=maps if keep else {},
@@ -391,6 +413,7 @@ def fit(
         with StoreWriter(source.location, fresh=False) as writer:
             # The store may have changed since it was opened, and with it the rows of its steps.
             plan = make_plan(TrajectoryStore(source.location))
+            _tell(plan, progress)
             with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
                 summary, grams = _run(plan, writer, seed, executor, progress)
             _write_tables(writer, writer.staged_fit(name), summary)
@@ -399,17 +422,24 @@ def fit(
                 stage_gram(writer, record, grams)
             writer.commit_fit(record, name, gram=grams is not None)
     else:
+        _tell(plan, progress)
         with open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes) as executor:
             summary, _ = _run(plan, None, seed, executor, progress)
     return FitResult(
         name=name,
         source=source.location,
         summary=summary,
+        jumps=jumps_among(plan.steps, plan.source.jumps),
         maps=plan.maps,
         keeps_gram=plan.gram or num_known_rows(plan.source, plan.rows, plan.tensors) == len(plan.rows),
         bytes_in=plan.bytes_in,
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def _tell(plan: FitPlan, progress: Progress) -> None:
+    for warning in plan.warnings:
+        progress.note(warning)
 
 
 def read_summary(store: TrajectoryStore, name: str = "default") -> FitSummary:

@@ -18,7 +18,8 @@ from ckptlin.gram_sums import GramSums
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.naming import encode_name
 from ckptlin.progress import NO_PROGRESS, Progress
-from ckptlin.selection import fitted_tensors, row_groups, select_rows
+from ckptlin.segments import segments_to_dict, warn_of_jumps
+from ckptlin.selection import describe_window, fitted_tensors, row_groups, select_window
 from ckptlin.store.chunk_codec import BloscCompressor, encode_plain
 from ckptlin.store.metadata import (
     BLOB_COMPRESSOR,
@@ -75,6 +76,8 @@ class GramPlan:
     bytes_in, bytes_out : int
         Raw bytes of the trajectories to read, those that are read again included, and of what is kept.
     memory : MemoryPlan
+    warnings : tuple of str
+        What a user should know of the steps.  `gram` leaves it to its callers, who know what for.
     """
 
     source: Source
@@ -86,6 +89,7 @@ class GramPlan:
     bytes_in: int
     bytes_out: int
     memory: MemoryPlan
+    warnings: tuple[str, ...]
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -102,6 +106,7 @@ class GramPlan:
         return {
             "source": self.source.location,
             "steps": list(self.steps),
+            **segments_to_dict(self.steps, self.source.jumps),
             "known_steps": self.num_known,
             "tensors": len(self.tensors),
             "params": sum(t.num_params for t in self.tensors),
@@ -111,6 +116,7 @@ class GramPlan:
             "passes": self.num_passes,
             "workers": self.memory.num_workers,
             "peak_memory_bytes": self.memory.peak_bytes,
+            "warnings": list(self.warnings),
         }
 
 
@@ -118,6 +124,7 @@ def plan_gram(
     source: Source,
     *,
     steps: str | None = None,
+    segment: int | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     memory_bytes: int | None = None,
@@ -127,11 +134,12 @@ def plan_gram(
     """Work out what `gram` would do; same parameters and errors."""
     if num_workers is not None and num_workers < 1:
         raise InputError(f"--workers must be at least 1, not {num_workers}")
-    rows = select_rows(source.steps, steps)
+    rows = select_window(source, steps, segment)
     if len(rows) < 2:
+        window = describe_window(steps, segment)
         raise InputError(
             f"Gram matrices need at least 2 checkpoints, and {source.location} "
-            + (f"has only step {source.steps[0]}" if steps is None else f"has only one in --steps {steps}")
+            + (f"has only one in {window}" if window else f"has only step {source.steps[0]}")
         )
     tensors = tuple(fitted_tensors(source, include, exclude))
     is_whole = len(rows) == len(source.steps) and len(tensors) == len(fitted_tensors(source))
@@ -157,6 +165,11 @@ def plan_gram(
         bytes_in=num_read * sum(t.num_bytes for t in tensors),
         bytes_out=sum(_result_bytes(t, len(rows), len(tensors)) for t in tensors) if is_kept else 0,
         memory=memory,
+        warnings=warn_of_jumps(
+            [source.steps[row] for row in rows],
+            source.jumps,
+            "these figures take the extrapolation for training",
+        ),
     )
 
 
@@ -265,6 +278,7 @@ def gram(
     source: Source,
     *,
     steps: str | None = None,
+    segment: int | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     memory_bytes: int | None = None,
@@ -284,6 +298,8 @@ def gram(
     source : TrajectoryStore or RunTrajectories
     steps : str, optional
         Window of steps, see `ckptlin.selection.select_rows`; the first is what moves are relative to.
+    segment : int or str, optional
+        One of the source's segments instead: its number, from 1 on, or ``last``.
     include, exclude : sequence of str
         Patterns of tensor names, see `ckptlin.naming.matches`.
     memory_bytes, num_workers : int, optional
@@ -316,6 +332,7 @@ def gram(
     make_plan = partial(
         plan_gram,
         steps=steps,
+        segment=segment,
         include=include,
         exclude=exclude,
         memory_bytes=memory_bytes,

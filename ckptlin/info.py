@@ -5,6 +5,7 @@ from typing import Any
 
 from ckptlin.errors import SelectionError
 from ckptlin.fit import plan_fit
+from ckptlin.segments import jumps_among, segments_to_dict
 from ckptlin.selection import fitted_tensors, select_rows
 from ckptlin.store.metadata import FitRecord, GramRecord
 from ckptlin.store.store import TrajectoryStore
@@ -22,9 +23,13 @@ class StoreInfo:
         Weights as they lie in the checkpoints, and as they lie in the store.
     dtypes : dict of str to int
         Parameters of each element type.
+    segments : tuple of list of int
+        The steps, divided where training was skipped by extrapolation.
+    jumps : tuple of dict
+        Where that was: ``from``, ``to``, ``method``.
     fits : list of dict
         Name, steps, maps of each fit; ``state`` is ``current``, ``partial`` (steps were added since) or
-        ``stale`` (its checkpoints were replaced).
+        ``stale`` (its checkpoints were replaced); ``crosses_jump`` whether its steps cross a jump.
     gram : dict or None
         Steps and state of the Gram matrices, as of a fit.
     fit_memory_bytes, fit_bytes_in : int or None
@@ -36,6 +41,8 @@ class StoreInfo:
     created_by: str
     commit: int
     steps: tuple[int, ...]
+    segments: tuple[list[int], ...]
+    jumps: tuple[dict[str, Any], ...]
     sources: tuple[str, ...]
     num_tensors: int
     num_params: int
@@ -74,6 +81,7 @@ def info(store: TrajectoryStore, *, steps: str | None = None) -> StoreInfo:
         fitted = fitted_tensors(store)
     except SelectionError:
         fitted = []
+    divided = segments_to_dict(store.steps, store.jumps)
     num_selected = len(select_rows(store.steps, steps))
     plan = plan_fit(store, steps=steps, memory_bytes=1 << 60) if fitted and num_selected > 1 else None
     return StoreInfo(
@@ -81,6 +89,8 @@ def info(store: TrajectoryStore, *, steps: str | None = None) -> StoreInfo:
         created_by=record.created_by,
         commit=record.commit,
         steps=store.steps,
+        segments=tuple(divided["segments"]),
+        jumps=tuple(divided["jumps"]),
         sources=tuple(c.source for c in store.checkpoints),
         num_tensors=len(store.tensors),
         num_params=sum(t.num_params for t in specs),
@@ -105,6 +115,7 @@ def _describe_fit(store: TrajectoryStore, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "steps": list(fit.steps),
+        "crosses_jump": bool(jumps_among(fit.steps, store.jumps)),
         "tensors": len(fit.tensors),
         "maps": dict(fit.maps),
         "commit": fit.commit,
@@ -119,6 +130,7 @@ def _describe_gram(store: TrajectoryStore) -> dict[str, Any] | None:
         return None
     return {
         "steps": list(gram.steps),
+        "crosses_jump": bool(jumps_among(gram.steps, store.jumps)),
         "tensors": len(gram.tensors),
         "commit": gram.commit,
         "created_by": gram.created_by,

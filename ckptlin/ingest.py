@@ -19,6 +19,7 @@ from ckptlin.execution import Executor, batches, open_executor
 from ckptlin.ingest_plan import IngestPlan, committed_file, digest, fingerprint, plan_ingest
 from ckptlin.memory import format_bytes
 from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.segments import Jump
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import CommittedCheckpoint
 from ckptlin.store.store import TrajectoryStore, block_key
@@ -43,6 +44,8 @@ class IngestResult:
         Steps read now, and steps that were in the store already.
     skipped : tuple of SkippedCheckpoint
         Incomplete checkpoints that were left out on request.
+    jumps_added : tuple of Jump
+        Jumps among the steps that the store knows of now, and did not before.
     raw_bytes, stored_bytes : int
         Size of all weights in the store as they lie in checkpoints, and as they lie in the store.
     resumed_chunks : int
@@ -53,6 +56,7 @@ class IngestResult:
     added: tuple[int, ...]
     present: tuple[int, ...]
     skipped: tuple[SkippedCheckpoint, ...]
+    jumps_added: tuple[Jump, ...]
     raw_bytes: int
     stored_bytes: int
     resumed_chunks: int
@@ -66,6 +70,8 @@ class IngestResult:
             "steps_added": list(self.added),
             "steps_present": list(self.present),
             "skipped": [{"step": s.step, "path": str(s.path), "reason": s.reason} for s in self.skipped],
+            "jumps": [jump.to_dict() for jump in self.store.jumps],
+            "jumps_added": [jump.to_dict() for jump in self.jumps_added],
             "tensors": len(self.store.tensors),
             "params": sum(t.num_params for t in self.store.tensors.values()),
             "raw_bytes": self.raw_bytes,
@@ -93,7 +99,9 @@ def ingest(
     """Stream the checkpoints of a run into a trajectory store.
 
     A store that is there is appended to; steps that are in it already, with the same content, are left alone.
-    A killed ingest is gone on with by the same call.  Until the end the store shows what it held before.
+    A killed ingest is gone on with by the same call.  Until the end the store shows what it held before.  Jumps
+    that the trainer's record lists (`ckptlin.segments`) are kept as far as they lie among the store's steps,
+    also where nothing but a jump is new.
 
     Parameters
     ----------
@@ -147,6 +155,9 @@ def ingest(
             _check_disk(plan)
             workers = open_executor(plan.memory, num_workers, scheduler=scheduler, processes=processes)
             committed, resumed = _write(plan, workers, progress)
+        elif plan.store is not None and plan.record.jumps != plan.store.jumps:
+            with StoreWriter(plan.location, fresh=False) as writer:
+                committed = writer.commit(replace(plan.record, commit=plan.record.commit + 1))
         elif plan.store is not None:
             sweep_leftovers(plan.location)
             committed = plan.store
@@ -158,6 +169,7 @@ def ingest(
         added=plan.added,
         present=plan.present,
         skipped=plan.run.skipped,
+        jumps_added=plan.jumps_added,
         raw_bytes=raw,
         stored_bytes=committed.num_stored_bytes(),
         resumed_chunks=resumed,

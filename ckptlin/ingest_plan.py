@@ -17,6 +17,7 @@ from ckptlin.execution import available_workers
 from ckptlin.memory import MemoryPlan, default_budget
 from ckptlin.naming import encode_name
 from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.segments import Jump, jumps_among, merge_jumps
 from ckptlin.store.chunk_codec import COMPRESSORS
 from ckptlin.store.layout import chunk_steps, param_chunk_shape
 from ckptlin.store.metadata import ROOT_KEY, CommittedFile, StoreRecord
@@ -54,6 +55,8 @@ class IngestPlan:
         the store's last one or is replaced.
     bytes_in : int
         Bytes that would be read from checkpoints.
+    record : StoreRecord
+        Of the new store, or of that which is there, with the jumps that it would have then.
     memory : MemoryPlan
     """
 
@@ -68,6 +71,12 @@ class IngestPlan:
     record: StoreRecord
     memory: MemoryPlan
 
+    @property
+    def jumps_added(self) -> tuple[Jump, ...]:
+        """Jumps that the store does not know of yet, or otherwise."""
+        known = () if self.store is None else self.store.jumps
+        return tuple(jump for jump in self.record.jumps if jump not in known)
+
     def rows_of(self, chunk_row: int) -> tuple[Row, ...]:
         """Return the rows that a row of chunks holds."""
         size = self.record.chunk_steps
@@ -80,6 +89,7 @@ class IngestPlan:
             "steps_added": list(self.added),
             "steps_present": list(self.present),
             "rebuild": self.rebuild,
+            "jumps_added": [jump.to_dict() for jump in self.jumps_added],
             "tensors": len(self.record.tensors),
             "params": sum(t.num_params for t in self.record.tensors),
             "bytes_in": self.bytes_in,
@@ -137,6 +147,7 @@ def plan_ingest(
             )
         if rebuild:
             record = replace(record, chunk_steps=chunk_steps(len(rows)), fits={}, gram=None)
+    record = replace(record, jumps=_jumps(existing, found, rows))
     added = [row.source for row in rows if row.source is not None]
     widest = max((_chunk_bytes(record, t) for t in specs), default=1)
     memory = MemoryPlan.within(
@@ -229,6 +240,22 @@ def _merge(
     last = store.steps[-1]
     earlier = any(row.source is not None and row.step < last for row in rows.values())
     return tuple(rows[step] for step in sorted(rows)), tuple(present), earlier or bool(replaced)
+
+
+def _jumps(store: TrajectoryStore | None, found: Run, rows: Sequence[Row]) -> tuple[Jump, ...]:
+    """Unite the store's jumps with the run's, as far as they divide the rows.
+
+    The first step behind a jump is what it led to: where another checkpoint takes its place, only the record of
+    the run that this comes from says whether a jump leads there still.
+    """
+    kept: list[Jump] = []
+    if store is not None:
+        replaced = {row.step for row in rows if row.source is not None} & {*store.steps}
+        for jump in store.jumps:
+            landing = next((step for step in store.steps if step >= jump.to_step), None)
+            if landing not in replaced:
+                kept.append(jump)
+    return jumps_among([row.step for row in rows], merge_jumps(kept, found.jumps))
 
 
 def _is_same(store: TrajectoryStore, item: StepCheckpoint, progress: Progress) -> bool:

@@ -39,6 +39,7 @@ def provenance(
         "reason": plan.reason,
         "window": list(plan.window),
         "steps": shown["steps"],
+        **{name: shown[name] for name in ("segments", "crosses_jump", "jumps")},
         "coefficients": shown["coefficients"],
         "checkpoints": origins,
         "fingerprints": fingerprints,

@@ -6,11 +6,12 @@ from ckptlin.checkpoints import RunTrajectories
 from ckptlin.dtypes import is_fitted
 from ckptlin.errors import InputError, SelectionError
 from ckptlin.naming import is_buffer, select
+from ckptlin.segments import segments_of
 from ckptlin.store.layout import MAX_CHUNK_STEPS
 from ckptlin.store.store import TrajectoryStore, describe_steps
 from ckptlin.trajectory import TensorSpec, TrajectorySource
 
-__all__ = ["fitted_tensors", "row_groups", "select_rows"]
+__all__ = ["describe_window", "fitted_tensors", "row_groups", "select_rows", "select_window"]
 
 
 def select_rows(available: Sequence[int], window: str | None) -> tuple[int, ...]:
@@ -67,6 +68,54 @@ def select_rows(available: Sequence[int], window: str | None) -> tuple[int, ...]
     if not wanted:
         raise SelectionError(f"--steps {window} selects nothing among {describe_steps(available)}")
     return tuple(available.index(step) for step in wanted)
+
+
+def select_window(
+    source: TrajectorySource, steps: str | None = None, segment: int | str | None = None
+) -> tuple[int, ...]:
+    """Select the steps of a source by a window, or by one of its segments; return their rows, ascending.
+
+    Parameters
+    ----------
+    source : TrajectorySource
+    steps : str, optional
+        Window, see `select_rows`.
+    segment : int or str, optional
+        Number of a segment (`ckptlin.segments`), from 1 on, or ``last``.  Without jumps there is one.
+
+    Raises
+    ------
+    InputError
+        If both are given, or one cannot be read.
+    SelectionError
+        If a step or the segment does not exist, or the window holds no step.
+    """
+    if segment is None:
+        return select_rows(source.steps, steps)
+    if steps is not None:
+        raise InputError(
+            f"--steps {steps} and --segment {segment} both choose the steps to use; leave one of them out"
+        )
+    parts = segments_of(source.steps, source.jumps)
+    wanted = str(segment).strip()
+    number = len(parts) if wanted == "last" else int(wanted) if wanted.isdecimal() else 0
+    if number < 1:
+        raise InputError(f"--segment {wanted!r} is no segment; write its number, from 1 on, or last")
+    if number > len(parts):
+        there = "; ".join(f"{i}: {describe_steps(part)}" for i, part in enumerate(parts, start=1))
+        noun = "segment" if len(parts) == 1 else "segments"
+        raise SelectionError(
+            f"segment {number} does not exist; {source.location} has {len(parts)} {noun} ({there})"
+        )
+    first = sum(map(len, parts[: number - 1]))
+    return tuple(range(first, first + len(parts[number - 1])))
+
+
+def describe_window(steps: str | None, segment: int | str | None) -> str:
+    """Name the option that selected steps, empty if none did: ``--steps 0:100``, ``--segment last``."""
+    if segment is not None:
+        return f"--segment {segment}"
+    return "" if steps is None else f"--steps {steps}"
 
 
 def fitted_tensors(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ckptlin.dtypes import TensorDType
+from ckptlin.segments import Jump
 
 __all__ = ["Block", "Buffer", "TensorSpec", "TrajectorySource", "thread_buffer"]
 
@@ -98,6 +99,11 @@ class TrajectorySource(Protocol):
     @property
     def steps(self) -> tuple[int, ...]:
         """Training steps in ascending order."""
+        ...
+
+    @property
+    def jumps(self) -> tuple[Jump, ...]:
+        """Where training was skipped by extrapolation, among the steps; ascending."""
         ...
 
     @property

@@ -506,6 +506,7 @@ def test_a_plan_writes_nothing_and_says_what_would_be_done(make_run, tmp_path):
         "steps_added": list(STEPS),
         "steps_present": [],
         "rebuild": False,
+        "jumps_added": [],
         "tensors": len(MODEL),
         "params": 140,
         "bytes_in": 3 * sum(w.nbytes for w in weights_at(0).values()),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -23,6 +24,7 @@ from ckptlin.errors import (
     IncompleteCheckpointError,
     InputError,
 )
+from ckptlin.segments import Jump, merge_jumps, read_jumps
 
 __all__ = [
     "MODEL_PLACES",
@@ -112,12 +114,15 @@ class Run:
         What ``skip_incomplete`` left out.
     arguments : DiscoverArguments
         What finds the run again, in another process or directory.
+    jumps : tuple of Jump
+        All that the trainer's record beside the checkpoints lists, ascending, those to other steps included.
     """
 
     location: str
     checkpoints: tuple[StepCheckpoint, ...]
     skipped: tuple[SkippedCheckpoint, ...]
     arguments: DiscoverArguments
+    jumps: tuple[Jump, ...] = ()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -161,7 +166,8 @@ def discover(
         (``tmp-checkpoint-N``).  A single checkpoint works as a run of one: its step is in its name, or in its
         ``trainer_state.json``.  Several items are joined.  In ``STEP=PATH`` everything up to the first ``=``
         is the step; a path that itself begins like that is written ``./100=x``.  A path may be a URL that
-        fsspec reads, such as ``s3://bucket/run``.
+        fsspec reads, such as ``s3://bucket/run``.  Jumps are read from the trainer's record in the directory
+        that a checkpoint lies in, if its own name gives its step.
     base : path-like or URL, optional
         The model that training began from, as step 0.
     skip_incomplete : bool
@@ -175,9 +181,12 @@ def discover(
         If a checkpoint is incomplete or has no weights.
     CheckpointMismatchError
         If two directories stand for the same step.
+    MalformedCheckpointError
+        If the trainer's record is damaged.
     InputError
-        If a run's directory holds a checkpoint that ckptlin has extrapolated, the step of a checkpoint cannot
-        be told, there is no item, ``base`` meets a step 0, or what reads a URL is not installed.
+        If a run's directory holds a checkpoint that ckptlin has extrapolated, and that no recorded jump leads
+        to; the step of a checkpoint cannot be told, there is no item, ``base`` meets a step 0, or what reads a
+        URL is not installed.
     CheckpointError
         If access to a URL is denied, or its service cannot be reached.
     """
@@ -187,6 +196,9 @@ def discover(
             "no checkpoint was given; give the directory of a run, or STEP=PATH for each checkpoint"
         )
     candidates = [candidate for item in items for candidate in _expand(os.fspath(item))]
+    # After the checkpoints were listed, since a jump is recorded before its checkpoint appears; and without the
+    # base model, which may lie in another run.
+    jumps = _recorded_jumps(candidates)
     if base is not None:
         _add_base(candidates, location_of(base))
     opened: list[StepCheckpoint] = []
@@ -219,7 +231,7 @@ def discover(
         None if base is None else _absolute(os.fspath(base)),
         skip_incomplete,
     )
-    return Run(location, tuple(opened), tuple(skipped), arguments)
+    return Run(location, tuple(opened), tuple(skipped), arguments, jumps)
 
 
 def step_of(path: Location) -> int | None:
@@ -259,8 +271,10 @@ def _expand(item: str) -> list[_Candidate]:
         )
     children = _numbered_children(path)
     if any(_find_place(child.path) for child in children):
-        for child in children:
-            if (child.path / PROVENANCE_NAME).exists():
+        extrapolated = [child for child in children if (child.path / PROVENANCE_NAME).exists()]
+        landings = {jump.to_step for jump in read_jumps(path)} if extrapolated else set()
+        for child in extrapolated:
+            if child.step not in landings:
                 raise InputError(
                     f"checkpoint step {child.step} ({child.path}) was extrapolated by ckptlin, not trained; "
                     "move it out of the run, or name each checkpoint as STEP=PATH if it belongs there"
@@ -282,6 +296,22 @@ def _expand(item: str) -> list[_Candidate]:
         f"{path} holds no checkpoint: neither a directory named {_NAMES_SOUGHT}, nor a model in safetensors"
         f"{instead}"
     )
+
+
+def _recorded_jumps(candidates: Sequence[_Candidate]) -> tuple[Jump, ...]:
+    """Read the jumps of the runs that checkpoints lie in.
+
+    One that was given another step than its name has is no witness: the record speaks of the run's own steps.
+    """
+    runs = {_directory_of(c.path): None for c in candidates if step_of(c.path) == c.step and c.path.is_dir()}
+    return merge_jumps(*(read_jumps(run) for run in runs if run is not None))
+
+
+def _directory_of(path: Location) -> Location | None:
+    """Return what holds a checkpoint; None for a bucket, which nothing holds."""
+    if isinstance(path, UrlPath):
+        return path.parent if "/" in str(path).partition("://")[2] else None
+    return Path(os.path.abspath(path)).parent  # of `.` too
 
 
 def _absolute(item: str) -> str:

@@ -12,6 +12,7 @@ from ckptlin.checkpoints.base import Checkpoint
 from ckptlin.checkpoints.consistency import check_consistent
 from ckptlin.checkpoints.run import DiscoverArguments, Run, SkippedCheckpoint, StepCheckpoint, discover
 from ckptlin.errors import CheckpointError, SelectionError
+from ckptlin.segments import Jump, jumps_among
 from ckptlin.trajectory import Block, Buffer, TensorSpec
 
 __all__ = ["RunTrajectories"]
@@ -27,6 +28,7 @@ class _Opened:
     location: str
     arguments: DiscoverArguments
     steps: tuple[int, ...]
+    jumps: tuple[Jump, ...]
     states: tuple[str, ...]  # of each checkpoint's files
 
 
@@ -51,7 +53,8 @@ class RunTrajectories:
     def __init__(self, run: Run, *, partition: Partition) -> None:
         check_consistent(run.checkpoints)
         states = tuple(_state(item) for item in run.checkpoints)
-        self._init(_Opened(run.location, run.arguments, run.steps, states), run, partition)
+        jumps = jumps_among(run.steps, run.jumps)
+        self._init(_Opened(run.location, run.arguments, run.steps, jumps, states), run, partition)
 
     def _init(self, opened: _Opened, run: Run | None, partition: Partition) -> None:
         self._opened = opened
@@ -75,6 +78,11 @@ class RunTrajectories:
     def steps(self) -> tuple[int, ...]:
         """Training steps in ascending order."""
         return self._opened.steps
+
+    @property
+    def jumps(self) -> tuple[Jump, ...]:
+        """Jumps among the steps, as they were recorded when the run was opened."""
+        return self._opened.jumps
 
     @property
     def checkpoints(self) -> tuple[StepCheckpoint, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from ckptlin.dtypes import TensorDType, from_numpy, from_zarr
 from ckptlin.errors import NotAStoreError, StoreVersionError
 from ckptlin.naming import encode_name
+from ckptlin.segments import Jump
 from ckptlin.store.chunk_codec import BloscCompressor, Compressor, compressor_from_dict
 from ckptlin.trajectory import TensorSpec
 
@@ -180,6 +181,8 @@ class StoreRecord:
     fits : dict of str to FitRecord
         By name.
     gram : GramRecord or None
+    jumps : tuple of Jump
+        Those that divide the committed steps, ascending.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -194,6 +197,7 @@ class StoreRecord:
     blobs: Mapping[str, int] = field(default_factory=dict)
     fits: Mapping[str, FitRecord] = field(default_factory=dict)
     gram: GramRecord | None = None
+    jumps: tuple[Jump, ...] = ()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -225,6 +229,8 @@ class StoreRecord:
             "blobs": dict(self.blobs),
             "fits": {name: asdict(fit) for name, fit in self.fits.items()},
             "gram": asdict(self.gram) if self.gram else None,
+            # Not there in a store of an ordinary run, nor in one that was made before there were any.
+            **({"jumps": [jump.to_dict() for jump in self.jumps]} if self.jumps else {}),
         }
 
     @classmethod
@@ -287,6 +293,7 @@ class StoreRecord:
             fits={name: FitRecord.from_attributes(fit) for name, fit in attributes["fits"].items()},
             # Stores that were made before there were any lack the key.
             gram=GramRecord.from_attributes(attributes["gram"]) if attributes.get("gram") else None,
+            jumps=tuple(Jump.from_dict(jump) for jump in attributes.get("jumps", ())),
         )
 
 

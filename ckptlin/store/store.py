@@ -19,6 +19,7 @@ from ckptlin.errors import (
     StoreError,
 )
 from ckptlin.naming import encode_name
+from ckptlin.segments import Jump
 from ckptlin.store.chunk_codec import decode_chunk, decode_plain, packed_body
 from ckptlin.store.layout import blocks_of
 from ckptlin.store.metadata import (
@@ -120,6 +121,11 @@ class TrajectoryStore:
     def steps(self) -> tuple[int, ...]:
         """Committed steps, ascending."""
         return self.record.steps
+
+    @property
+    def jumps(self) -> tuple[Jump, ...]:
+        """Where training was skipped by extrapolation, among the steps; ascending."""
+        return self.record.jumps
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:

@@ -11,6 +11,7 @@ from ckptlin_cli.options import (
     json_option,
     print_json,
     quiet_option,
+    segment_option,
     selection_options,
     source_options,
     steps_option,
@@ -38,6 +39,7 @@ _HOPELESS = -9.995
 @click.argument("source", nargs=-1, required=True, metavar="STORE|RUN|STEP=PATH...")
 @click.option("--methods", metavar="LIST", help="Separated by commas; see `ckptlin methods`.  [default: all]")
 @steps_option
+@segment_option
 @selection_options
 @click.option("--by", type=click.Choice(["kind"]), help="A table more: the best method for each module kind.")
 @click.option(
@@ -64,6 +66,7 @@ def command(
     source: tuple[str, ...],
     methods: str | None,
     steps: str | None,
+    segment: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     by: str | None,
@@ -89,6 +92,8 @@ def command(
     from ckptlin.errors import InputError
     from ckptlin.gram import gram
     from ckptlin.methods import parse_methods, split_methods
+    from ckptlin.scores import MIN_ORIGIN
+    from ckptlin.segments import segments_to_dict, warn_of_jumps
     from ckptlin.source import open_source
 
     for option, path in (("--csv", csv_path), ("--figure", figure_path)):
@@ -106,6 +111,7 @@ def command(
     grams = gram(
         opened,
         steps=steps,
+        segment=segment,
         include=include,
         exclude=exclude,
         memory_bytes=memory,
@@ -116,6 +122,13 @@ def command(
         progress=progress,
     )
     result = backtest(grams, specs)
+    for warning in warn_of_jumps(
+        grams.steps,
+        opened.jumps,
+        "predictions whose origin and target lie on two sides of a jump mislead",
+        min_steps=MIN_ORIGIN + 1,
+    ):
+        progress.note(warning)
     if csv_path is not None:
         write_csv(csv_path, result.to_rows())
     if figure_path is not None:
@@ -123,7 +136,8 @@ def command(
 
         save_figure(draw_backtest(result, name=opened.location), figure_path)
     if as_json:
-        print_json({"source": opened.location, **result.to_dict()})
+        divided = segments_to_dict(grams.steps, opened.jumps)
+        print_json({"source": opened.location, **result.to_dict(), **divided})
         return
     _show(result, opened.location, by)
 

@@ -14,6 +14,7 @@ from ckptlin_cli.options import (
     out_option,
     print_json,
     quiet_option,
+    segment_option,
     source_options,
     steps_option,
 )
@@ -42,6 +43,7 @@ __all__ = ["command"]
     help="See `ckptlin methods`; `auto` takes what the run's own past shows to be best.",
 )
 @steps_option
+@segment_option
 @click.option("--from", "from_step", type=int, metavar="STEP", help="First checkpoint of two-point.")
 @click.option("--to", "to_step", type=int, metavar="STEP", help="Second checkpoint of two-point.")
 @click.option(
@@ -77,6 +79,7 @@ def command(
     out_dir: str,
     method: str,
     steps: str | None,
+    segment: str | None,
     from_step: int | None,
     to_step: int | None,
     keep: tuple[str, ...],
@@ -110,6 +113,7 @@ def command(
     options: dict[str, Any] = {
         "method": method,
         "steps": steps,
+        "segment": segment,
         "from_step": from_step,
         "to_step": to_step,
         "keep": None if not keep else () if keep == ("off",) else keep,

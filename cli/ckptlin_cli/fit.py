@@ -12,6 +12,7 @@ from ckptlin_cli.options import (
     memory_options,
     print_json,
     quiet_option,
+    segment_option,
     selection_options,
     source_options,
     steps_option,
@@ -48,6 +49,7 @@ _HEADER = (
 )
 @click.argument("source", nargs=-1, required=True, metavar="STORE|RUN|STEP=PATH...")
 @steps_option
+@segment_option
 @selection_options
 @click.option("--name", default="default", show_default=True, help="Name of the fit in the store.")
 @click.option(
@@ -86,6 +88,7 @@ _HEADER = (
 def command(
     source: tuple[str, ...],
     steps: str | None,
+    segment: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     name: str,
@@ -125,6 +128,7 @@ def command(
     options: dict[str, Any] = {
         "name": name,
         "steps": steps,
+        "segment": segment,
         "include": include,
         "exclude": exclude,
         "maps": None if maps is None else parse_maps(maps),
@@ -135,6 +139,8 @@ def command(
     cluster: dict[str, Any] = {"scheduler": scheduler, "processes": processes}
     if dry_run:
         plan = plan_fit(opened, **options)
+        for warning in plan.warnings:
+            progress.note(warning)
         if as_json:
             print_json(plan.to_dict())
             return

@@ -13,6 +13,7 @@ from ckptlin_cli.options import (
     memory_options,
     print_json,
     quiet_option,
+    segment_option,
     selection_options,
     source_options,
     steps_option,
@@ -32,6 +33,7 @@ _HEADER = ("params", "|update|", "cosine", "straightness", "rank 1", "R²")
 )
 @click.argument("source", nargs=-1, required=True, metavar="STORE|RUN|STEP=PATH...")
 @steps_option
+@segment_option
 @selection_options
 @click.option(
     "--by",
@@ -56,6 +58,7 @@ _HEADER = ("params", "|update|", "cosine", "straightness", "rank 1", "R²")
 def command(
     source: tuple[str, ...],
     steps: str | None,
+    segment: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     by: str,
@@ -80,6 +83,7 @@ def command(
     from ckptlin.errors import InputError
     from ckptlin.gram import gram, plan_gram
     from ckptlin.gram_statistics import LEVELS, movements
+    from ckptlin.segments import segments_to_dict
     from ckptlin.source import open_source
     from ckptlin.store.store import describe_steps
 
@@ -91,6 +95,7 @@ def command(
         note_skipped(progress, opened.skipped)
     options: dict[str, Any] = {
         "steps": steps,
+        "segment": segment,
         "include": include,
         "exclude": exclude,
         "memory_bytes": memory,
@@ -98,6 +103,8 @@ def command(
         "keep": not no_keep,
     }
     plan = plan_gram(opened, **options)
+    for warning in plan.warnings:
+        progress.note(warning)
     if dry_run:
         if as_json:
             print_json(plan.to_dict())
@@ -130,6 +137,7 @@ def command(
             {
                 "source": opened.location,
                 "steps": list(grams.steps),
+                **segments_to_dict(grams.steps, opened.jumps),
                 "bytes_in": plan.bytes_in,
                 "elapsed_s": elapsed_s,
                 "model": model.to_dict(),

@@ -1,11 +1,16 @@
 """``ckptlin info``."""
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import json_option, print_json, steps_option
 from ckptlin_cli.tables import echo_pairs, quantity
+
+if TYPE_CHECKING:
+    from ckptlin.info import StoreInfo
 
 __all__ = ["command"]
 
@@ -28,6 +33,7 @@ def command(store: str, steps: str | None, as_json: bool) -> None:
         ("store", f"{found.location} (commit {found.commit}, {found.created_by})"),
         ("model", ", ".join(found.architectures) or "not said by a config.json"),
         ("steps", f"{describe_steps(found.steps)}: {', '.join(map(str, found.steps))}"),
+        *_segments(found),
         ("tensors", f"{found.num_tensors}, {quantity(found.num_params)} parameters ({dtypes})"),
         ("fitted", f"{quantity(found.num_fitted)} parameters take part in fits"),
         (
@@ -42,11 +48,13 @@ def command(store: str, steps: str | None, as_json: bool) -> None:
         pairs.append(("tied", ", ".join(f"{alias} = {name}" for alias, name in found.tied.items())))
     for fit in found.fits:
         maps = ", ".join(f"{name} ({dtype})" for name, dtype in fit["maps"].items()) or "no maps"
-        pairs.append((f"fit {fit['name']}", f"{describe_steps(fit['steps'])}; {maps}; {fit['state']}"))
+        state = f"{fit['state']}{_crossing(fit)}"
+        pairs.append((f"fit {fit['name']}", f"{describe_steps(fit['steps'])}; {maps}; {state}"))
     if not found.fits:
         pairs.append(("fits", f"none; run `ckptlin fit {store}`"))
     if found.gram is not None:
-        pairs.append(("Gram matrices", f"{describe_steps(found.gram['steps'])}; {found.gram['state']}"))
+        state = f"{found.gram['state']}{_crossing(found.gram)}"
+        pairs.append(("Gram matrices", f"{describe_steps(found.gram['steps'])}; {state}"))
     else:
         pairs.append(("Gram matrices", f"none; run `ckptlin gram {store}`"))
     if found.fit_memory_bytes is not None and found.fit_bytes_in is not None:
@@ -58,3 +66,19 @@ def command(store: str, steps: str | None, as_json: bool) -> None:
             )
         )
     echo_pairs(pairs)
+
+
+def _segments(found: "StoreInfo") -> list[tuple[str, str]]:
+    """Say where the steps are divided by jumps; nothing if they are not."""
+    from ckptlin.segments import Jump
+    from ckptlin.store.store import describe_steps
+
+    if not found.jumps:
+        return []
+    parts = [f"{number}: {describe_steps(part)}" for number, part in enumerate(found.segments, start=1)]
+    jumps = [str(Jump.from_dict(jump)) for jump in found.jumps]
+    return [("segments", "; ".join(parts)), ("jumps", "; ".join(jumps))]
+
+
+def _crossing(computed: dict[str, Any]) -> str:
+    return "; crosses a jump" if computed["crosses_jump"] else ""

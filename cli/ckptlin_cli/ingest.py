@@ -1,6 +1,7 @@
 """``ckptlin ingest``."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,9 @@ from ckptlin_cli.options import (
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.progress import note_skipped, progress_bars
 from ckptlin_cli.tables import echo_pairs
+
+if TYPE_CHECKING:
+    from ckptlin.segments import Jump
 
 __all__ = ["command"]
 
@@ -98,6 +102,7 @@ def command(
                 [
                     ("would add", describe_steps(plan.added)),
                     ("already in", describe_steps(plan.present)),
+                    *_jumps("would note", plan.jumps_added),
                     ("would read", format_bytes(plan.bytes_in)),
                     ("memory", f"{format_bytes(plan.memory.peak_bytes)}, {plan.memory.num_workers} workers"),
                 ]
@@ -111,9 +116,9 @@ def command(
     pairs = [("store", result.store.location)]
     if result.present:
         pairs.append(("already in", describe_steps(result.present)))
-    pairs.append(
-        ("added", describe_steps(result.added) if result.added else "nothing: the store is up to date")
-    )
+    nothing = "no steps" if result.jumps_added else "nothing: the store is up to date"
+    pairs.append(("added", describe_steps(result.added) if result.added else nothing))
+    pairs += _jumps("jumps noted", result.jumps_added)
     if result.resumed_chunks:
         pairs.append(("resumed", f"{result.resumed_chunks} chunks that an interrupted ingest had written"))
     pairs += [
@@ -126,3 +131,7 @@ def command(
         ("time", f"{result.elapsed_s:.1f} s"),
     ]
     echo_pairs(pairs)
+
+
+def _jumps(name: str, jumps: "Sequence[Jump]") -> list[tuple[str, str]]:
+    return [(name, "; ".join(map(str, jumps)))] if jumps else []

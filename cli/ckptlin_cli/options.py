@@ -25,6 +25,7 @@ __all__ = [
     "out_option",
     "print_json",
     "quiet_option",
+    "segment_option",
     "selection_options",
     "source_options",
     "steps_option",
@@ -128,6 +129,15 @@ def steps_option(function: F) -> F:
         "--steps",
         metavar="WINDOW",
         help="Steps to use: FIRST:LAST[:STRIDE], ends included, or a list 0,100,300.  [default: all]",
+    )(function)
+
+
+def segment_option(function: F) -> F:
+    """``--segment``."""
+    return click.option(
+        "--segment",
+        metavar="K|last",
+        help="Instead of --steps: one stretch of steps between jumps, by its number (`ckptlin info`) or last.",
     )(function)
 
 

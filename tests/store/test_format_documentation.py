@@ -116,11 +116,15 @@ def test_the_arrays_of_gram_matrices_are_as_documented(make_run, tmp_path):
 
 
 def test_the_fields_of_the_record_are_documented(make_run, tmp_path):
-    gram(ingest(make_run((0, 10)), tmp_path / "store").store)
+    run = make_run((0, 10))
+    # The field for jumps is there where one is: as the page writes it, between the two steps.
+    jumps = re.search(r"such as `(\[.*?\])`", PAGE)[1].replace("20", "0").replace("40", "10")
+    (run / "ckptlin-train.json").write_text(f'{{"jumps": {jumps}}}')
+    gram(ingest(run, tmp_path / "store").store)
     record = json.loads((tmp_path / "store/zarr.json").read_text())["attributes"]["ckptlin"]
     assert record["format_version"] == FORMAT_VERSION == 1
     table = PAGE[PAGE.index("## The record") : PAGE.index("**Hashes**")]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(record)
     first = record["checkpoints"][0]
-    for field in (*first, *first["files"][0], *record["tensors"][0], *record["gram"]):
+    for field in (*first, *first["files"][0], *record["tensors"][0], *record["gram"], *record["jumps"][0]):
         assert f"`{field}`" in table
