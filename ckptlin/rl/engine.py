@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from ckptlin.problems import Problem
 
 from ckptlin.errors import SelectionError
+from ckptlin.problems import Problem
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.state import TrainState
@@ -95,7 +95,7 @@ def open_engine(name: str) -> Engine:
 
         return TrlEngine()
     if name == "verl":
-        from ckptlin.rl.verl_engine import VerlEngine
+        from ckptlin.rl.verl.engine import VerlEngine
 
         return VerlEngine()
     raise SelectionError(f"no engine `{name}`; there are {', '.join(TrainConfig.ENGINES)}")
