@@ -43,10 +43,10 @@ def make_config():
             "sampling": SamplingConfig(rollouts=4, backend="vllm-colocate", max_completion_tokens=16),
             "optimizer": OptimizerConfig(lr=1e-3),
         }
-        for name in list(changes):
-            section, _, setting = name.partition("__")
-            if setting:
-                sections[section] = replace(sections[section], **{setting: changes.pop(name)})
+        for section in sections:
+            names = [name for name in changes if name.startswith(f"{section}__")]
+            settings = {name.removeprefix(f"{section}__"): changes.pop(name) for name in names}
+            sections[section] = replace(sections[section], **settings)
         shape = {"steps": 6, "batch": 4, "mini_batch": 2, "save_every": 2}
         return TrainConfig(model=str(model), engine="verl", **(sections | shape | changes))
 

@@ -48,7 +48,7 @@ def by_hand(config, base, *, jumps=(), resets=()):
 
     jumps: {real step: (virtual steps of the jump)}; resets: real steps after which the momentum is forgotten.
     """
-    from small_trainer import update
+    from tests.rl.verl.small_trainer import update
 
     problems = load_problems(config.data.source, limit=config.data.limit)
     weights = {name: value.copy() for name, value in load_file(base / "model.safetensors").items()}
@@ -163,7 +163,7 @@ def test_training_goes_on_where_it_was(make_config, base_model, tmp_path, launch
     result = train(config, tmp_path / "run")
     assert result.resumed_from == 2
     (_, first, _), (model, resumed, rows) = launches(tmp_path / "run")
-    assert first == "null"
+    assert first == "None"
     # verl's number of the step that it goes on after, and the rows that are left.
     assert (Path(resumed.strip("'")).name, int(rows)) == ("global_step_2", 4 * config.batch)
     assert Path(model).name == "checkpoint-0"
@@ -197,7 +197,7 @@ def test_rl_extra_goes_on_from_each_jump_with_a_new_optimizer(make_config, base_
     for step, weights in found.items():
         assert_same(weights, expected[step], atol=1e-6)
     starts = [(Path(model).name, resume) for model, resume, _ in launches(tmp_path / "run")]
-    assert starts == [("checkpoint-0", "null"), ("checkpoint-5", "null"), ("checkpoint-10", "null")]
+    assert starts == [("checkpoint-0", "None"), ("checkpoint-5", "None"), ("checkpoint-10", "None")]
 
 
 @pytest.mark.parametrize("is_worse", [False, True])
@@ -219,8 +219,8 @@ def test_the_guard_asks_verl(make_config, base_model, tmp_path, launch, is_worse
     assert list(found) == ([0, 2, 4] if is_worse else [0, 2, 4, 6])
     assert_same(found[max(found)], expected[max(expected)], atol=0.0 if is_worse else 1e-6)
     (_, first, _), *_, (_, second, _) = launches(tmp_path / "run")
-    assert first == "null"
-    assert Path(second.strip("'")).name == ("global_step_0" if is_worse else "null")
+    assert first == "None"
+    assert Path(second.strip("'")).name == ("global_step_0" if is_worse else "None")
 
 
 def test_answers_of_a_model_come_back_by_problem(make_config, base_model, tmp_path, launch):

@@ -29,7 +29,7 @@ def told(config, **changes):
 
 
 def test_the_papers_settings(make_config):
-    """Those of the authors' script, in its own words: arXiv 2601.04537, code at Miaow-Lab/RLVR-Linearity."""
+    """The set-up of arXiv 2601.04537, which was trained with verl."""
     config = make_config(
         batch=128,
         mini_batch=64,
