@@ -88,7 +88,8 @@ def _descendants() -> list[int]:
         state, parent = stat.rpartition(")")[2].split()[:2]
         if state != "Z":
             parents[int(entry.name)] = int(parent)
-    found, level = [], {os.getpid()}
+    found: list[int] = []
+    level = {os.getpid()}
     while level:
         level = {pid for pid, parent in parents.items() if parent in level}
         found += level
