@@ -7,6 +7,7 @@ bonus.  Reading it from YAML and from options is `ckptlin.rl.config_file`'s busi
 A *step* is one batch of rollouts, in every engine; a step may hold several updates of the optimizer.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -57,6 +58,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.source), "data.source", self.source, "a file, a hub name or a built-in name")
+        _require(self.held_out != "", "data.held_out", self.held_out, "a file, a hub name or a built-in name")
         _require(self.limit is None or self.limit > 0, "data.limit", self.limit, "positive")
 
 
@@ -69,7 +71,7 @@ class RewardConfig:
     grader : str
         ``exact``, ``math``, ``code``, or a function as ``package.module:function``.
     parameters : dict
-        Keyword arguments of the grader.
+        Keyword arguments of the grader; what JSON can hold, since the run's record keeps them.
     """
 
     grader: str = "math"
@@ -77,6 +79,7 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.grader), "reward.grader", self.grader, "the name of a grader")
+        _require(_is_json(self.parameters), "reward.parameters", self.parameters, "made of JSON's types")
 
 
 @dataclass(frozen=True)
@@ -414,8 +417,12 @@ class TrainConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require_one_of("engine", self.engine, self.ENGINES)
         _require_one_of("device", self.device, self.DEVICES)
+        _require_finite(self.to_dict())
         if self.batch % self.mini_batch:
-            raise InputError(f"batch ({self.batch}) must be a multiple of mini_batch ({self.mini_batch})")
+            raise InputError(
+                f"batch ({self.batch}), the prompts of a step, must be a multiple of mini_batch "
+                f"({self.mini_batch}), those of an update"
+            )
         supervised = self.algorithm.spec.is_supervised
         if not supervised and self.sampling.rollouts < 2:
             raise InputError(
@@ -478,6 +485,22 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
     # A NaN fails every comparison, and so ends here too.
     if not holds:
         raise InputError(f"{name} is {value!r}, but must be {expected}")
+
+
+def _require_finite(data: dict[str, Any], prefix: str = "") -> None:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            _require_finite(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            _require(math.isfinite(value), f"{prefix}{key}", value, "a finite number")
+
+
+def _is_json(value: object) -> bool:
+    # What comes back otherwise than it went would look like another setting when the run goes on.
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -19,7 +19,11 @@ __all__ = ["config_from_dict", "config_to_yaml", "load_config"]
 
 
 def load_config(
-    path: Path | None = None, *, overrides: Sequence[str] = (), with_extra: bool = False
+    path: Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    with_extra: bool = False,
 ) -> TrainConfig:
     """Read a configuration.
 
@@ -27,8 +31,10 @@ def load_config(
     ----------
     path : Path, optional
         A YAML file; without one the defaults hold.
+    settings : mapping of str to value, optional
+        Values by dotted name, after the file.
     overrides : sequence of str
-        ``key=value``, after the file; values are read as YAML.
+        ``key=value``, after both; values are read as YAML.
     with_extra : bool
         Whether RL-Extra is asked for: ``extra`` then has its defaults where nothing is said of it.  If not,
         an ``extra`` in the file is left out.
@@ -43,7 +49,7 @@ def load_config(
     data: dict[str, Any] = {}
     where = "the options"
     if path is not None:
-        where = str(path)
+        where = f"{path} and the options" if settings or overrides else str(path)
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -57,6 +63,8 @@ def load_config(
         data = {key: value for key, value in data.items() if key != "extra"}
     elif data.get("extra") is None:
         data = data | {"extra": {}}
+    for name, value in (settings or {}).items():
+        data = _with(data, name.split("."), value, name)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -120,7 +128,8 @@ def _value(hint: Any, value: Any, name: str, where: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -13,6 +13,7 @@ point: what was written after it is made again.
 """
 
 import fcntl
+import glob
 import json
 import os
 import re
@@ -24,18 +25,20 @@ from pathlib import Path
 from typing import Any
 
 from ckptlin._version import __version__
-from ckptlin.atomic import is_disk_full, sync_directory, write_file
+from ckptlin.atomic import is_disk_full, partial_name, replace_directory, sync_directory, write_file
 from ckptlin.errors import CheckpointError, DiskFullError, InputError, OutputExistsError
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.config_file import config_from_dict, config_to_yaml
 from ckptlin.rl.state import STATE_NAME, JumpRecord, TrainState
 from ckptlin.segments import TRAIN_RECORD_NAME
 
-__all__ = ["RunDirectory", "link_model", "open_run"]
+__all__ = ["RunDirectory", "find_run", "link_model", "open_run"]
 
 _RESUME = "resume"
 _STATE = re.compile(r"([0-9]+)-([01])")
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+# Names under which files and directories are written before they get their own.
+_PARTIAL = re.compile(r"\..+\.(partial|(partial|replaced)-[0-9a-f]+)")
 # What may change from one start to the next without another run coming out.
 _FREE = ("steps", "log.", "stop.", "sampling.gpu_memory", "sampling.server_url", "device")
 # A disk with less than this left is full for a checkpoint.
@@ -111,9 +114,7 @@ class RunDirectory:
         return TrainState.from_dict(path, data)
 
     def rewind(self, state: TrainState) -> None:
-        """Remove what lies beyond a resume point, and what a killed write left."""
-        for path in [*self.path.glob(".*.partial"), *(self.path / _RESUME).glob(".*.partial")]:
-            shutil.rmtree(path)
+        """Remove what lies beyond a resume point."""
         for path in self.path.iterdir():
             match = _CHECKPOINT.fullmatch(path.name)
             if match and int(match[1]) > state.virtual_step:
@@ -155,7 +156,7 @@ class RunDirectory:
         return self.path / _RESUME / f"{state.step}-{phase}"
 
     def after_jump(self, state: TrainState, **changes: Any) -> TrainState:
-        """Write the resume point after a leg: weights of the checkpoint of its virtual step, the rest as it was.
+        """Write the resume point after a leg: weights of the checkpoint it is at now, the rest as it was.
 
         Files are linked, not copied.
         """
@@ -184,6 +185,34 @@ def _link(source: Path, target: Path, names: re.Pattern[str]) -> None:
             os.link(file, target / file.name)
 
 
+def find_run(path: Path, config: TrainConfig) -> RunDirectory | None:
+    """Look for a run that a configuration would go on with, without a change to anything; None for a new one.
+
+    Raises
+    ------
+    OutputExistsError
+        If something else than a run is there.
+    InputError
+        If the run that is there was started with other settings.
+    """
+    record_path = path / TRAIN_RECORD_NAME
+    if not record_path.is_file():
+        if not _is_free(path):
+            raise OutputExistsError(f"{path} is there already and is no training run; choose another directory")
+        return None
+    record = _read_record(record_path)
+    before = config_from_dict(record["config"], str(record_path))
+    # A schedule that falls to zero at the last step is another one if that is another step.
+    free = _FREE if config.optimizer.schedule == "constant" else _FREE[1:]
+    changed = [name for name in config.differences(before) if not name.startswith(free)]
+    if changed:
+        raise InputError(
+            f"{path} was started with other settings ({', '.join(changed)} differ); go on with those in "
+            f"{path / 'config.yaml'}, choose another directory, or start over with --overwrite"
+        )
+    return RunDirectory(path, record)
+
+
 @contextmanager
 def open_run(
     path: Path,
@@ -202,24 +231,17 @@ def open_run(
     InputError
         If the run that is there was started with other settings, or another process trains it.
     """
-    record_path = path / TRAIN_RECORD_NAME
     if is_main:
-        if overwrite and record_path.is_file():
-            shutil.rmtree(path)
-        if path.exists() and not record_path.is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise OutputExistsError(f"{path} is there already and is no training run; choose another directory")
+        if overwrite and (path / TRAIN_RECORD_NAME).is_file():
+            _remove(path)
+        find_run(path, config)
         (path / _RESUME).mkdir(parents=True, exist_ok=True)
     with _locked(path) if is_main else _nothing():
-        if is_main and record_path.is_file():
-            record = _read_record(record_path)
-            before = config_from_dict(record["config"], str(record_path))
-            changed = [name for name in config.differences(before) if not name.startswith(_FREE)]
-            if changed:
-                raise InputError(
-                    f"{path} was started with other settings ({', '.join(changed)} differ); go on with those in "
-                    f"{path / 'config.yaml'}, choose another directory, or start over with --overwrite"
-                )
-            run = RunDirectory(path, record)
+        if is_main:
+            _sweep(path)
+            _sweep(path / _RESUME)
+        run = find_run(path, config) if is_main else None
+        if run is not None:
             run.note(config=config.to_dict())
         else:
             run = RunDirectory(
@@ -240,12 +262,40 @@ def open_run(
         yield run
 
 
+def _remove(path: Path) -> None:
+    """Remove a run that nobody is training: seen whole or not at all."""
+    with _locked(path):
+        path.rename(partial_name(path, "replaced"))
+    for former in path.parent.glob(f".{glob.escape(path.name)}.replaced-*"):
+        shutil.rmtree(former)
+
+
+def _is_free(path: Path) -> bool:
+    """Tell whether a new run may begin there: nothing is, or what a start leaves that was killed at once."""
+    if not path.is_dir():
+        return not path.exists()
+    resume = path / _RESUME
+    if resume.is_dir() and any(resume.iterdir()):
+        return False
+    return all(item.name in (".lock", _RESUME) or _PARTIAL.fullmatch(item.name) for item in path.iterdir())
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what a killed write has left."""
+    for path in directory.iterdir():
+        if _PARTIAL.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         if not isinstance(record["config"], dict):
             raise TypeError("`config` is no mapping")
-        return {"jumps": [], "jumps_undone": [], **record}
+        return {**record, **{name: record.get(name, []) for name in ("jumps", "jumps_undone")}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no record of a training run: {error!r}") from None
 
@@ -260,23 +310,25 @@ def _is_before(entry: Mapping[str, Any], state: TrainState) -> bool:
 def _written(target: Path, is_main: bool) -> Iterator[Path]:
     """Write a directory under a hidden name, sync it and give it its name."""
     partial = target.with_name(f".{target.name}.partial")
-    if is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
     try:
+        if is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
         yield partial
         if is_main:
             _sync_files(partial)
             if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
-            sync_directory(target.parent)
+                replace_directory(partial, target)
+            else:
+                partial.rename(target)
+                sync_directory(target.parent)
     except BaseException as error:
+        is_full = _says_disk_full(error, target.parent)  # before the space is free again
         shutil.rmtree(partial, ignore_errors=True)
-        if _says_disk_full(error, target.parent):
+        if is_full:
             raise DiskFullError(
-                f"the disk is full: {target} could not be written; free some space and run the same command "
-                f"again, which goes on from the last resume point"
+                f"the disk is full: {target} could not be written; free some space and run the same "
+                "command again, which goes on from the last resume point"
             ) from error
         raise
 
@@ -285,10 +337,9 @@ def _says_disk_full(error: BaseException, directory: Path) -> bool:
     """Tell whether a write failed for want of space, also where a library wraps what the system said."""
     if isinstance(error, OSError):
         return is_disk_full(error)
-    # safetensors: "No space left on device (os error 28)"; torch: "PytorchStreamWriter failed writing file".
-    text = str(error)
-    return "os error 28" in text or (
-        "PytorchStreamWriter" in text and shutil.disk_usage(directory).free < _FULL_BYTES
+    # safetensors says "No space left on device (os error 28)", torch anything: "unexpected pos 704 vs 598".
+    return "os error 28" in str(error) or (
+        isinstance(error, RuntimeError) and shutil.disk_usage(directory).free < _FULL_BYTES
     )
 
 

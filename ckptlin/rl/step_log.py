@@ -5,14 +5,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
-from ckptlin.atomic import write_file
-from ckptlin.errors import MissingExtraError
+from ckptlin.atomic import is_disk_full, write_file
+from ckptlin.errors import CheckpointError, DiskFullError, MissingExtraError
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.state import JumpRecord, TrainState
 
-__all__ = ["Listeners", "StepListener", "StepLog", "StepRow", "read_log"]
+__all__ = ["Listeners", "StepListener", "StepLog", "StepRow", "open_tensorboard", "read_log"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class StepRow:
         Share of the tokens whose ratio was clipped.
     kl_start : float or None
         Estimate of KL(policy ‖ starting model) per token, in nats, where it was made.
-    loss, grad_norm, lr : float
+    loss : float
+    grad_norm : float or None
+        Norm of the last update's gradient before it was cut; None where none was taken.
+    lr : float
     tokens : int
         Generated so far.
     tokens_per_s : float
@@ -53,7 +57,7 @@ class StepRow:
     clip_share: float | None
     kl_start: float | None
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     lr: float
     tokens: int
     tokens_per_s: float
@@ -108,20 +112,30 @@ class StepLog:
         config = run.record["config"]
         self._names = [field.name for field in fields(StepRow)]
         rows = [row for row in read_log(run.log_path) if row.step <= state.step]
-        write_file(run.log_path, _as_csv(self._names, rows).encode())
-        self._file = run.log_path.open("a", newline="")
-        self._csv = csv.writer(self._file)
+        write_file(
+            run.log_path, _as_csv(self._names, *([_text(v) for v in asdict(row).values()] for row in rows))
+        )
         self._writer = self._wandb = None
         if config["log"]["tensorboard"]:
-            self._writer = _tensorboard(run.tensorboard_path, state.step)
+            self._writer = open_tensorboard(run.tensorboard_path, state.step)
         if config["log"]["wandb"]:
             self._wandb = _wandb(run, config)
+        self._path = run.log_path
+        # Without a buffer a row is one write, and a full disk is met here and not when the file is closed.
+        self._file = run.log_path.open("ab", buffering=0)
 
     def on_step(self, row: StepRow) -> None:
         """Write a row."""
         values = asdict(row)
-        self._csv.writerow([_text(values[name]) for name in self._names])
-        self._file.flush()
+        try:
+            self._file.write(_as_csv([_text(values[name]) for name in self._names]))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise DiskFullError(
+                f"the disk is full: step {row.step} could not be written to {self._path}; free some space and "
+                "run the same command again, which goes on from the last resume point"
+            ) from error
         figures = {name: value for name, value in values.items() if name != "step" and value is not None}
         if self._writer is not None:
             for name, value in figures.items():
@@ -142,10 +156,16 @@ class StepLog:
     def __enter__(self) -> "StepLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError:
+            if error is None:  # of a full disk the error on its way tells more
+                raise
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -157,45 +177,66 @@ def read_log(path: Path) -> list[StepRow]:
     -------
     list of StepRow
         Empty where there is no file.
+
+    Raises
+    ------
+    CheckpointError
+        If the columns are others, or a value is no number.
     """
     if not path.is_file():
         return []
+    # Newlines are kept: a line without one was not written to its end.
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    names = {field.name: str(field.type) for field in fields(StepRow)}
+    table = list(csv.reader(lines))
+    if table and table[0] != list(names):
+        raise CheckpointError(
+            f"{path} has other columns than this ckptlin writes ({', '.join(table[0])}); move it away"
+        )
     rows = []
-    names = {field.name: field.type for field in fields(StepRow)}
-    for raw in csv.DictReader(io.StringIO(path.read_text())):
-        if set(raw) != set(names) or None in raw.values():
-            break
-        rows.append(StepRow(**{name: _number(str(kind), raw[name]) for name, kind in names.items()}))
+    for number, texts in enumerate(table[1:], start=2):
+        try:
+            values = [_number(kind, text) for kind, text in zip(names.values(), texts, strict=True)]
+        except ValueError as error:
+            raise CheckpointError(f"line {number} of {path} is no step: {error}; move it away") from None
+        rows.append(StepRow(*values))
     return rows
 
 
 def _number(kind: str, text: str) -> Any:
-    if text == "":
+    if text == "" and "None" in kind:
         return None
-    return int(text) if "int" in kind else float(text)
+    return int(text) if kind == "int" else float(text)
 
 
 def _text(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def _as_csv(names: Sequence[str], rows: Sequence[StepRow]) -> str:
+def _as_csv(*rows: Sequence[str]) -> bytes:
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow([_text(value) for value in asdict(row).values()])
-    return buffer.getvalue()
+    csv.writer(buffer).writerows(rows)
+    return buffer.getvalue().encode()
 
 
-def _tensorboard(path: Path, step: int) -> Any:
+def open_tensorboard(path: Path, step: int) -> Any:
+    """Open a writer that goes on after a step; what an earlier one has of later steps no longer counts.
+
+    Raises
+    ------
+    MissingExtraError
+        If tensorboard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtraError(
             'log.tensorboard needs tensorboard; pip install "ckptlin[train]", or set log.tensorboard=false'
         ) from None
-    return SummaryWriter(str(path), purge_step=step + 1 if step else None)
+    # Also at step 0: a run that was killed before its first resume point begins again.
+    return SummaryWriter(str(path), purge_step=step + 1)
 
 
 def _wandb(run: RunDirectory, config: Any) -> Any:

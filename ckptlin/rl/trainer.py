@@ -1,11 +1,11 @@
 """Training, plain or by RL-Extra: legs of real steps by an engine, and a jump after each.
 
 RL-Extra(m, n) trains m steps from w_a to w_b and goes on from where a method, by default the paper's two-point
-rule w_a + ((m+n)/m)(w_b − w_a), predicts the weights n steps later (arXiv 2601.04537).  No jump follows the last
-leg: a run ends with weights that were trained.
+rule w_a + ((m+n)/m)(w_b − w_a), predicts the weights n steps later (arXiv 2601.04537).  No jump follows the
+last leg: a run ends with weights that were trained.
 
-Everything that decides what comes next is in the resume point, so that a run that was killed at any instant goes
-on as if nothing had happened.
+Everything that decides what comes next is in the resume point, so that a run that was killed at any instant
+goes on as if nothing had happened.
 """
 
 import importlib.metadata
@@ -25,6 +25,8 @@ from ckptlin.rl.jump import Landing, choose_landing, predicted
 from ckptlin.rl.run_directory import RunDirectory, link_model, open_run
 from ckptlin.rl.state import JumpRecord, TrainState
 from ckptlin.rl.step_log import Listeners, StepListener, StepLog
+from ckptlin.rl.stop import StopRule
+from ckptlin.rl.trajectory import TrajectoryListener
 
 __all__ = ["TrainResult", "train"]
 
@@ -121,6 +123,10 @@ def train(
         told: list[StepListener] = []
         if is_main:
             told = [stack.enter_context(StepLog(run, state)), *listeners]
+            if config.log.store is not None:
+                told.append(stack.enter_context(TrajectoryListener(config.log.store, run, progress=progress)))
+            # Last, so that all are told of the step that it stops at; after the log, which it reads.
+            told.append(StopRule(config.stop, run=run))
         listener = Listeners(told)
         while True:
             if _ends_leg(config, state):

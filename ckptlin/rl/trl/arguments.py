@@ -31,8 +31,8 @@ def micro_batch(config: TrainConfig, *, num_processes: int, on_gpu: bool) -> int
     rows = config.mini_batch * config.rows_per_prompt
     if rows % num_processes:
         raise InputError(
-            f"a mini-batch of {config.mini_batch} prompts × {config.rows_per_prompt} = {rows} sequences cannot be "
-            f"shared out evenly among {num_processes} processes; change mini_batch"
+            f"a mini-batch of {config.mini_batch} prompts × {config.rows_per_prompt} = {rows} sequences cannot "
+            f"be shared out evenly among {num_processes} processes; change mini_batch"
         )
     local = rows // num_processes
     if config.micro_batch is not None:

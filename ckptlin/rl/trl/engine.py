@@ -58,9 +58,14 @@ class TrlEngine:
             raise MissingExtraError(
                 f"sampling.backend `{config.sampling.backend}` needs vllm; pip install vllm, or use `generate`"
             )
+        from accelerate import PartialState
+
         from ckptlin.rl.trl.arguments import micro_batch
         from ckptlin.rl.trl.model import load_tokenizer
 
+        if config.device == "cpu":
+            # The first one made in a process decides for all.
+            PartialState(cpu=True)
         micro_batch(config, num_processes=self._processes.num_processes, on_gpu=_on_gpu(config))
         tokenizer = load_tokenizer(config.model)
         problems = _load(config, config.data.source)
@@ -85,10 +90,10 @@ class TrlEngine:
                 with run.new_state(state) as path:
                     link_model(run.checkpoint(0), path)
         self.wait()
-        state = run.latest()
-        if state is None:
+        written = run.latest()
+        if written is None:
             raise InputError(f"{run.path} has no resume point; it must be on a disk that all processes share")
-        return state
+        return written
 
     def train(
         self, config: TrainConfig, state: TrainState, steps: int, *, run: RunDirectory, listener: StepListener
@@ -99,6 +104,7 @@ class TrlEngine:
         from ckptlin.rl.trl.model import load_model, load_tokenizer
         from ckptlin.rl.trl.stretch import Stretch
 
+        _check_resume_point(state)
         with _quiet():
             tokenizer = load_tokenizer(state.path)
             problems = _load(config, config.data.source)
@@ -117,12 +123,16 @@ class TrlEngine:
             ) as trainer:
                 trainer.remove_callback(PrinterCallback)
                 stretch.trainer = trainer
+                if config.extra is not None and trainer.is_deepspeed_enabled:
+                    raise InputError(
+                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions "
+                        "of its own, where a jump cannot reach them; launch with FSDP instead"
+                    )
                 try:
                     trainer.train()
                 except GradingError as error:
                     raise TrainingStoppedError(
-                        f"step {stretch.state.step + 1} was not trained: {error}; the run stands at the resume point "
-                        f"{run.latest()}, and goes on from there when the same command is given again"
+                        f"step {stretch.state.step + 1} was not trained: {error}; {_stands_at(run)}"
                     ) from error
         if stretch.state.step != state.step + steps:
             raise CkptlinError(f"TRL ended at step {stretch.state.step} instead of {state.step + steps}")
@@ -259,8 +269,8 @@ def _start_model(config: TrainConfig, run: RunDirectory, stretch: Any) -> Callab
 
 
 def _load(config: TrainConfig, source: str) -> tuple[Problem, ...]:
-    needs = "solution" if config.algorithm.spec.is_supervised else None
-    return load_problems(source, limit=config.data.limit, needs=needs)
+    is_supervised = config.algorithm.spec.is_supervised
+    return load_problems(source, limit=config.data.limit, needs="solution" if is_supervised else None)
 
 
 def _template(config: TrainConfig) -> PromptTemplate:
@@ -279,8 +289,8 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
     template = _template(config)
     if template.chat and not tokenizer.chat_template:
         raise InputError(
-            f"prompt template `{template.name}` is for a chat, but the tokenizer of model `{config.model}` has no "
-            "chat template; set data.chat=false"
+            f"prompt template `{template.name}` is for a chat, but the tokenizer of model `{config.model}` "
+            "has no chat template; set data.chat=false"
         )
     texts = [_prompt_text(template, problem, tokenizer) for problem in problems]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -289,9 +299,31 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
     if lengths[longest] > limit:
         num_over = sum(length > limit for length in lengths)
         raise InputError(
-            f"{num_over} of {len(problems)} prompts are longer than sampling.max_prompt_tokens ({limit}), the longest, "
+            f"{num_over} of {len(problems)} prompts exceed sampling.max_prompt_tokens ({limit}); the longest, "
             f"problem `{problems[longest].id}`, has {lengths[longest]} tokens; raise the limit or remove them"
         )
+
+
+def _check_resume_point(state: TrainState) -> None:
+    """Raise `InputError` if training cannot go on exactly: weights saved for analysis alone are not enough."""
+    if state.step == 0:
+        return
+    names = {path.name for path in state.path.iterdir()}
+    lacking = [] if any(name.startswith("rng_state") for name in names) else ["random numbers"]
+    has_optimizer = any(name.startswith(("optimizer", "global_step")) for name in names)
+    if not state.fresh_optimizer and not has_optimizer:
+        lacking.append("optimizer")
+    if lacking:
+        raise InputError(
+            f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "
+            "training would go elsewhere; start over with --overwrite, or give it to a new run as a model"
+        )
+
+
+def _stands_at(run: RunDirectory) -> str:
+    state = run.latest()
+    step = 0 if state is None else state.step
+    return f"{run.path} stands at step {step}, and goes on from there when the same command is given again"
 
 
 def _on_gpu(config: TrainConfig) -> bool:

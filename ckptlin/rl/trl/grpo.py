@@ -1,7 +1,7 @@
 """TRL's ``GRPOTrainer`` with what it lacks: whitening over the batch, and the divergence from the start.
 
-Read with TRL 1.16: ``_calculate_rewards`` returns the rewards of all processes, ``_generate_and_score_completions``
-a dictionary of this process's rows, ``advantages`` among them.
+Read with TRL 1.16: ``_calculate_rewards`` returns the rewards of all processes,
+``_generate_and_score_completions`` a dictionary of this process's rows, ``advantages`` among them.
 """
 
 from collections.abc import Callable
@@ -76,7 +76,6 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
             self._metrics["train"]["kl_start"].append(self._divergence(batch))
         return batch
 
-    @torch.no_grad()
     def _divergence(self, batch: Any) -> float:
         """Estimate KL(policy ‖ start) per token from the policy's own samples: r − 1 − log r, r = p_start / p.
 
@@ -85,12 +84,27 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         scored = batch["completion_mask"].float()
-        size = self.args.per_device_train_batch_size
-        policy, start = (
-            self._get_per_token_logps_and_entropies(model, ids, mask, scored.shape[1], batch_size=size)[0]
-            for model in (self.model, self._start_model())
-        )
+        size, num_tokens = self.args.per_device_train_batch_size, scored.shape[1]
+        with torch.no_grad():
+            policy = self._get_per_token_logps_and_entropies(
+                self.model, ids, mask, num_tokens, batch_size=size
+            )[0]
+            start = torch.cat(
+                [
+                    self._start_logps(*rows, num_tokens)
+                    for rows in zip(ids.split(size), mask.split(size), strict=True)
+                ]
+            )
         log_ratio = start - policy
         sums = torch.stack([((log_ratio.exp() - 1 - log_ratio) * scored).sum(), scored.sum()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         return float(total / max(count, 1.0))
+
+    def _start_logps(self, ids: torch.Tensor, mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Return log-probabilities ``(rows, num_tokens)`` of the last tokens; TRL's own want a model it changed."""
+        with self.accelerator.autocast():
+            logits = self._start_model()(
+                input_ids=ids, attention_mask=mask, logits_to_keep=num_tokens + 1
+            ).logits
+        logps = torch.log_softmax(logits[:, :-1].float() / self.temperature, dim=-1)
+        return logps.gather(-1, ids[:, -num_tokens:, None])[..., 0]

@@ -42,7 +42,7 @@ def load_tokenizer(source: str | Path) -> Any:
     for name, what in (("eos_token", "end-of-sequence"), ("pad_token", "padding")):
         if getattr(tokenizer, f"{name}_id") is None:
             raise InputError(
-                f"the tokenizer of model `{source}` has no {what} token; set {name} in its tokenizer_config.json"
+                f"the tokenizer of model `{source}` has no {what} token; set {name} in tokenizer_config.json"
             )
     return tokenizer
 

@@ -36,7 +36,7 @@ def sample_rewards(
     num_samples: int,
     seed: int,
 ) -> SampledRewards:
-    """Sample ``num_samples`` answers to each prompt and grade them; the global random numbers are left alone."""
+    """Sample ``num_samples`` answers to each prompt and grade them, leaving the global random numbers alone."""
     import torch
 
     rewards, tokens = [], 0

@@ -83,7 +83,7 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         file = path / "scheduler.pt"
         if file.is_file():
             self.trainer.lr_scheduler.load_state_dict(torch.load(file, weights_only=True))
-            # A schedule sets the rate of the next update when it steps; what a fresh optimizer has is the first.
+            # A schedule sets the next rate when it steps; what a fresh optimizer has is the first.
             rates = self.trainer.lr_scheduler.get_last_lr()
             for group, rate in zip(self.trainer.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
