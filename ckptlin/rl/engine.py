@@ -95,7 +95,7 @@ def open_engine(name: str) -> Engine:
 
         return TrlEngine()
     if name == "verl":
-        from ckptlin.rl.verl_engine import VerlEngine
+        from ckptlin.rl.verl.engine import VerlEngine
 
         return VerlEngine()
     raise SelectionError(f"no engine `{name}`; there are {', '.join(TrainConfig.ENGINES)}")
