@@ -2,8 +2,8 @@
 
 import click
 
-from ckptlin_cli.options import group as make_group
-from ckptlin_cli.options import json_option, print_json
+from ckptlin_cli.options import command as make_command
+from ckptlin_cli.options import group, json_option, print_json
 from ckptlin_cli.tables import echo_pairs
 
 __all__ = ["command"]
@@ -14,12 +14,7 @@ _EXAMPLES = [
 ]
 
 
-@make_group("data", examples=_EXAMPLES)
-def command() -> None:
-    """Prepare the data to train and evaluate on."""
-
-
-@command.command_of("prepare", examples=_EXAMPLES)
+@make_command("data prepare", examples=_EXAMPLES)
 @click.argument("name")
 @click.option("--out", "out_dir", type=click.Path(), required=True, help="Directory of the file.")
 @click.option(
@@ -90,3 +85,6 @@ def prepare_command(
             ("without an answer", f"{result.num_unanswerable:,} left out"),
         ]
     )
+
+
+command = group("data", "Prepare the data to train and evaluate on.", [prepare_command], examples=_EXAMPLES)

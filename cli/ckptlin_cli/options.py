@@ -23,6 +23,7 @@ __all__ = [
     "group",
     "json_option",
     "memory_options",
+    "not_empty",
     "out_option",
     "print_json",
     "quiet_option",
@@ -68,8 +69,8 @@ class UsageInOneLine(click.ClickException):
         click.echo(self.message, file=file, err=file is None)
 
 
-class _Command(click.Command):
-    """A command whose help ends with examples that work, and that tells a wrong call in one sentence."""
+class _WithExamples(click.Command):
+    """A command whose help ends with examples that work."""
 
     examples: Sequence[str] = ()
 
@@ -86,14 +87,17 @@ class _Command(click.Command):
                     formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
-class _Group(_Command, click.Group):
-    """A command of several commands."""
+class _Group(_WithExamples, click.Group):
+    """Commands under a common name, in the order in which they were given."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            raise UsageInOneLine(error, ctx.command_path) from error
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # whole sentences, which click would cut short
+            formatter.write_dl(
+                [(name, item.get_short_help_str(limit=200)) for name, item in self.commands.items()]
+            )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -102,30 +106,6 @@ class _Group(_Command, click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             raise UsageInOneLine(error, ctx.command_path) from error
-
-    def command_of(
-        self, name: str, *, examples: Sequence[str]
-    ) -> Callable[[Callable[..., Any]], click.Command]:
-        """Make a command of this group, as `command` makes one."""
-
-        def decorate(function: Callable[..., Any]) -> click.Command:
-            made = command(f"{self.name} {name}", examples=examples)(function)
-            made.name = name
-            self.add_command(made)
-            return made
-
-        return decorate
-
-
-def group(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], _Group]:
-    """Make a command of several commands."""
-
-    def decorate(function: Callable[..., Any]) -> _Group:
-        made = click.group(name, cls=_Group, no_args_is_help=False)(function)
-        made.examples = examples
-        return made
-
-    return decorate
 
 
 def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], click.Command]:
@@ -149,11 +129,22 @@ def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., An
                 sys.exit(2)
 
         with_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(guarded)
-        made = click.command(name, cls=_Command)(with_debug)
+        made = click.command(name, cls=_WithExamples)(with_debug)
         made.examples = examples
         return made
 
     return decorate
+
+
+def group(
+    name: str, summary: str, commands: Sequence[click.Command], *, examples: Sequence[str]
+) -> click.Group:
+    """Put commands that are named ``NAME COMMAND`` under their common first word."""
+    made = _Group(name, help=summary)
+    made.examples = examples
+    for item in commands:
+        made.add_command(item, str(item.name).removeprefix(f"{name} "))
+    return made
 
 
 def json_option(function: F) -> F:
@@ -184,22 +175,21 @@ def segment_option(function: F) -> F:
     )(function)
 
 
+def not_empty(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Refuse what an unset variable of the shell becomes; as a path it would be the current directory."""
+    if value == "":
+        raise click.BadParameter("it must not be empty", ctx, param)
+    return value
+
+
 def out_option(function: F) -> F:
     """``--out``, a directory."""
-
-    def check(ctx: click.Context, param: click.Parameter, value: str) -> str:
-        if (
-            not value
-        ):  # what an unset variable of the shell becomes; as a path it would be the current directory
-            raise click.BadParameter("it must not be empty", ctx, param)
-        return value
-
     return click.option(
         "--out",
         "out_dir",
         type=click.Path(),
         required=True,
-        callback=check,
+        callback=not_empty,
         help="Directory of the checkpoint.",
     )(function)
 
