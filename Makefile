@@ -81,7 +81,7 @@ $(VERL)/.setup-done: pyproject.toml requirements/verl.txt
 	$(VERL)/bin/python -m pip install --quiet --no-deps verl==0.9.1
 	@touch $@
 
-demo: setup  ## train a tiny model and take its run through every command
+demo: setup  ## train a tiny model by reinforcement learning and take its run through every command
 	$(BIN)/ckptlin demo
 
 lint: setup  ## check style and formatting
