@@ -6,30 +6,14 @@ import pytest
 from ckptlin.rl.config import DataConfig, OptimizerConfig, RewardConfig, SamplingConfig, TrainConfig
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trl():
+    """Not here: nothing of TRL is called, and verl's environment has none."""
+
+
 @pytest.fixture(scope="session")
-def base_model(tmp_path_factory) -> Path:
-    """A tiny model in float32 with the sums' tokenizer."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from ckptlin.problems.sums import build_tokenizer
-
-    path = tmp_path_factory.mktemp("base")
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+def base_model(tiny_model) -> Path:
+    return tiny_model
 
 
 @pytest.fixture

@@ -109,8 +109,9 @@ def save(folder, weights, momentum, model, dtype):
     (folder / "data.pt").write_text("where verl believes to be in the data")
 
 
-def write_figures(path, step, settings):
-    data = {
+def figures_of(lr):
+    """What verl says of a step, as far as it is read."""
+    return {
         "critic/score/mean": 0.5,
         "response_length/mean": 10.0,
         "response_length/max": 12.0,
@@ -119,9 +120,13 @@ def write_figures(path, step, settings):
         "actor/pg_clipfrac": 0.01,
         "actor/loss": -0.1,
         "actor/grad_norm": 2.0,
-        "actor/lr": settings["actor_rollout_ref.actor.optim.lr"],
+        "actor/lr": lr,
         "perf/time_per_step": 2.0,
     }
+
+
+def write_figures(path, step, settings):
+    data = figures_of(settings["actor_rollout_ref.actor.optim.lr"])
     with path.open("ab", buffering=0) as file:
         file.write(json.dumps({"step": step, "data": data}).encode() + b"\n")
 

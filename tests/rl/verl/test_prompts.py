@@ -79,7 +79,9 @@ def test_prompts_that_verl_would_cut_are_refused(make_config, tokenizer):
     problems = load_problems("sums:train", limit=3)
     problems = [replace(problems[0], problem="1" * 11), *problems[1:]]
     check_prompts(make_config(sampling__max_prompt_tokens=11), tokenizer, problems)
-    with pytest.raises(InputError, match=rf"1 of 3 prompts .*problem {re.escape(problems[0].id)}, has 11 tokens"):
+    with pytest.raises(
+        InputError, match=rf"1 of 3 prompts .*problem {re.escape(problems[0].id)}, has 11 tokens"
+    ):
         check_prompts(make_config(sampling__max_prompt_tokens=10), tokenizer, problems)
 
 

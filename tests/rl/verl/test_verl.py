@@ -7,6 +7,9 @@ registries, and the pieces that are called from both sides are called.
 import asyncio
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +22,10 @@ from ckptlin.errors import InputError, SelectionError
 from ckptlin.problems import load_problems
 from ckptlin.rl.algorithms import ALGORITHMS
 from ckptlin.rl.config import AlgorithmConfig, OptimizerConfig, RewardConfig, VerlConfig
+from ckptlin.rl.state import TrainState
 from ckptlin.rl.trl.model import load_tokenizer
 from ckptlin.rl.verl.hydra import hydra_value
-from ckptlin.rl.verl.metrics import MetricsFile
+from ckptlin.rl.verl.metrics import MetricsFile, step_row
 from ckptlin.rl.verl.overrides import sampling_overrides, verl_overrides
 from ckptlin.rl.verl.prompts import chat_template_of, write_prompts
 from ckptlin.rl.verl.reward import RewardManager, write_grader
@@ -367,3 +371,83 @@ def test_a_problem_survives_the_way_through_verl(make_config, told, base_model, 
     write_prompts(tmp_path / "prompts.parquet", make_config(), [problem], [0])
     (row,) = dataset(composed(told(make_config())), load_tokenizer(base_model))
     assert problem_of(json.loads(json.dumps(row["extra_info"]))) == problem
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_verl_saves_is_taken_and_what_is_kept_of_it_verl_restores(
+    make_config, base_model, tmp_path, world_size
+):
+    """Shards of FSDP by verl's own checkpoint manager, on CPUs: saved, taken into a run, and gone on from."""
+    from safetensors.numpy import load_file
+
+    from ckptlin.rl.run_directory import open_run
+    from ckptlin.rl.step_log import Listeners
+    from ckptlin.rl.verl.engine import VerlEngine
+    from ckptlin.rl.verl.stretch import SHARDS_NAME, Stretch
+    from tests.rl.verl.small_trainer import figures_of
+
+    def run_sharded(mode, actor, weights):
+        rendezvous = tmp_path / f"rendezvous-{mode}"
+        program = [sys.executable, str(Path(__file__).with_name("sharded.py")), mode, str(base_model)]
+        processes = [
+            subprocess.Popen([*program, str(actor), str(weights), str(rank), str(world_size), str(rendezvous)])
+            for rank in range(world_size)
+        ]
+        assert [process.wait(300) for process in processes] == [0] * world_size
+
+    config = make_config(base_model, save_every=2, steps=2)
+    with open_run(tmp_path / "run", config, versions={}) as run:
+        state = VerlEngine().start(config, run)
+        saved = run.path / "verl/checkpoints"
+        run_sharded("save", saved / "global_step_2/actor", tmp_path / "never stopped")
+        (saved / "global_step_2/data.pt").touch()
+        stretch = Stretch(config, state, 2, run=run, listener=Listeners([]), saved=saved, first=0)
+        stretch.take_step(1, figures_of(1e-2))
+        stretch.take_step(2, figures_of(1e-2))
+        checkpoint = load_file(run.checkpoint(2) / "model.safetensors")
+        state = run.latest()
+    assert not list(saved.iterdir())
+    expected = load_file(f"{tmp_path}/never stopped.saved")
+    assert {name: value.dtype for name, value in checkpoint.items()} == dict.fromkeys(checkpoint, np.float32)
+    for name, value in expected.items():
+        if name in checkpoint:
+            np.testing.assert_array_equal(checkpoint[name], value)
+    assert expected.keys() - checkpoint.keys() <= {"lm_head.weight"}  # tied to the embedding
+    run_sharded("resume", state.path / SHARDS_NAME / "actor", tmp_path / "resumed")
+    whole, resumed = load_file(tmp_path / "never stopped"), load_file(tmp_path / "resumed")
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value)
+
+
+def test_figures_have_the_names_that_are_looked_for(make_config):
+    """Those of the batch are computed by verl here; those of its workers are read from its source."""
+    import inspect
+
+    import torch
+    import verl.workers.engine_workers
+    from verl import DataProto
+    from verl.trainer.ppo import metric_utils
+    from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
+    from verl.trainer.ppo.v1 import trainer_base
+
+    names = ("token_level_scores", "token_level_rewards", "advantages", "returns", "prompts", "responses")
+    tensors = {name: torch.ones(2, 3) for name in names} | {
+        "response_mask": torch.ones(2, 3),
+        "attention_mask": torch.ones(2, 6),
+    }
+    figures = metric_utils.compute_data_metrics(DataProto.from_single_dict(tensors), use_critic=False)
+    batch = DataProto(meta_info={"global_token_num": [6, 6]})
+    figures |= metric_utils.compute_throughout_metrics(batch, {"step": 2.0}, n_gpus=1)
+    figures |= dict.fromkeys(re.findall(r'"(actor/entropy)":', inspect.getsource(trainer_base.PPOTrainer)))
+    figures |= dict.fromkeys(
+        re.findall(r'"(actor/pg_clipfrac)":', inspect.getsource(compute_policy_loss_vanilla))
+    )
+    worker = inspect.getsource(verl.workers.engine_workers)
+    assert 'rename_dict(output["metrics"], "actor/")' in inspect.getsource(trainer_base.PPOTrainer)
+    figures |= {f"actor/{name}": 0.0 for name in re.findall(r'final_metrics\["(\w+)"\] =', worker)}
+    figures = {name: 0.0 if value is None else value for name, value in figures.items()}
+    row = step_row(make_config(), TrainState(Path(), step=1), figures, tokens_per_s=1.0)
+    assert row.reward == 3.0
+    assert row.length == 3.0
+    assert figures["perf/time_per_step"] == 2.0
