@@ -14,6 +14,7 @@ __all__ = ["plain_number", "same_answer", "same_text", "text_of"]
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _LETTERS = re.compile(r"[^\W\d_][^\W\d_'’.\- ]*(?:[ '’.\-]+[^\W\d_]+)*\.?")
 _SEPARATOR = r"(?:,|\{,\}|\\,|\\ |~|\\;|\\!,|\s)"
+_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)")
 _GROUPED = re.compile(rf"([-+]?\d{{1,3}})((?:{_SEPARATOR}\d{{3}})+)(\.\d+)?")
 _AROUND = re.compile(r"^(?:\s|~|\\[ ,;:!])+|(?:\s|~|(?<!\\)\\[ ,;:!])+$")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*percent\s*\}|percent)\s*$")
@@ -108,13 +109,18 @@ def text_of(answer: str) -> str | None:
 
 
 def plain_number(answer: str) -> str:
-    r"""Return a number without the separators of its thousands; anything else as it is.
+    r"""Return a number as LaTeX has it, without the separators of its thousands; anything else as it is.
 
     Examples
     --------
     >>> plain_number("1 000"), plain_number(r"12{,}345.5"), plain_number("1, 000"), plain_number("(1,200)")
     ('1000', '12345.5', '1, 000', '(1,200)')
+    >>> plain_number("1.5e-3")
+    '1.5\\times10^{-3}'
     """
+    scientific = _SCIENTIFIC.fullmatch(answer)
+    if scientific:
+        return rf"{scientific[1]}\times10^{{{int(scientific[2])}}}"
     match = _GROUPED.fullmatch(answer)
     if not match:
         return answer

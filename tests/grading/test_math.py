@@ -17,7 +17,8 @@ PAIRS = [json.loads(line) for line in (Path(__file__).parent / "math_pairs.jsonl
 KNOWN_DISAGREEMENTS = {
     "boxes 16": "words before the answer, inside the box, are read as part of it",
     "notation 1": "a decimal that repeats is cut off where it is written",
-    "notation 11": "e in a number is the base of the natural logarithm",
+    "notation 26": "three letters are a word, and no product",
+    "notation 31": "a root of -1 is not taken for i",
 }
 
 
@@ -55,7 +56,7 @@ def test_the_grader_agrees_with_a_person_on_all_pairs_but_those_that_are_known(g
     scores = grader.grade(given, [Problem("?", pair["gold"]) for pair in PAIRS])
     wrong = {p["name"] for p, score in zip(PAIRS, scores, strict=True) if score != p["equal"]}
     assert wrong == set(KNOWN_DISAGREEMENTS)
-    assert len(PAIRS) - len(wrong) == 235  # of 238, or 98.7%: the figure in docs/problems.md
+    assert (len(PAIRS) - len(wrong), len(PAIRS)) == (246, 250)  # the figures in docs/problems.md
     assert grader.notes == []
 
 

@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -15,19 +17,25 @@ from ckptlin.grading.sandbox import Limits, Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is the Linux kernel's")
 
-FORKS = """
-import os, time
+SLEEP = """
+import os, sys
+def sleep(marker):
+    os.setsid()
+    os.execv(sys.executable, [sys.executable, "-S", "-E", "-c", "import time; time.sleep(1000)", marker])
+"""
+FORKS = (
+    SLEEP
+    + """
 started = 0
 try:
     while started < 200:
         if os.fork() == 0:
-            os.setsid()
-            time.sleep(1000)
-            os._exit(0)
+            sleep({marker!r})
         started += 1
 except OSError as error:
     print(started, type(error).__name__)
 """
+)
 
 
 @pytest.fixture(params=[True, False], ids=["namespaces", "limits"])
@@ -38,6 +46,12 @@ def sandbox(request):
     if request.param and opened.held["network"] != "none":
         pytest.skip("the kernel permits no namespaces here")
     return opened
+
+
+@pytest.fixture
+def marker() -> str:
+    """A word that no other process has in its command line."""
+    return f"ckptlin-{uuid.uuid4().hex}"
 
 
 def processes_with(word: str) -> list[str]:
@@ -112,31 +126,42 @@ def test_a_loop_ends_at_the_limit_of_processor_time_and_sleep_at_that_of_time():
     assert opened.run("import time\ntime.sleep(1000)").outcome == "timed out"
 
 
-def test_processes_are_limited_and_none_is_left(sandbox):
-    word = "ckptlin-sandbox-"
-    ran = sandbox.run(FORKS)
+def test_processes_are_limited_and_none_is_left(sandbox, marker):
+    ran = sandbox.run(FORKS.format(marker=marker))
     if os.getuid() == 0 or sandbox.held["processes"] == "separate":
         started, error = ran.stdout.split()
         assert int(started) < 8
         assert error == "BlockingIOError"
-    assert not processes_with("main.py")
-    assert not processes_with(word)
+    assert not processes_with(marker)
 
 
-def test_a_process_that_leaves_its_session_dies_with_the_program(sandbox):
+def test_a_process_that_leaves_its_session_dies_with_the_program(sandbox, marker):
+    seen = []
+    watch = threading.Thread(target=lambda: seen.extend(wait_for(marker)))
+    watch.start()
     ran = sandbox.run(
-        "import os, sys, time\n"
+        f"{SLEEP}\n"
+        "import time\n"
         "if os.fork() == 0:\n"
-        "    os.setsid()\n"
         "    if os.fork() == 0:\n"
-        "        time.sleep(1)\n"
-        "        open('alive', 'w').write('x')\n"
-        "        time.sleep(1000)\n"
+        f"        sleep({marker!r})\n"
         "    os._exit(0)\n"
-        "time.sleep(0.2)\n"
+        "time.sleep(1)\n"
     )
+    watch.join()
     assert ran.outcome == "ok"
-    assert not processes_with("main.py")
+    assert seen
+    assert not processes_with(marker)
+
+
+def wait_for(word: str) -> list[str]:
+    """Wait until there is a process with a word in its command line, at most for ten seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if found := processes_with(word):
+            return found
+        time.sleep(0.01)
+    return []
 
 
 def test_nothing_is_written_outside_where_the_kernel_permits_that(tmp_path):
@@ -161,7 +186,7 @@ def test_as_root_a_program_is_nobody(sandbox):
     assert sandbox.held["user"].startswith("nobody")
 
 
-def test_an_ordinary_user_s_programs_are_held_as_well(tmp_path):
+def test_an_ordinary_user_s_programs_are_held_as_well(tmp_path, marker):
     """The tests run as root in many a container; users do not."""
     python = shutil.which("python3", path="/usr/bin")
     if os.getuid() != 0 or python is None:
@@ -178,7 +203,7 @@ def test_an_ordinary_user_s_programs_are_held_as_well(tmp_path):
     program = (
         "from ckptlin.grading.sandbox import Limits, Sandbox\n"
         "sandbox = Sandbox(Limits(cpu_s=2, wall_s=20, processes=8))\n"
-        f"ran = sandbox.run({FORKS!r})\n"
+        f"ran = sandbox.run({FORKS.format(marker=marker)!r})\n"
         "print(sandbox.held, ran.stdout)\n"
         'print(sandbox.run(\'open("/tmp/ckptlin-escaped", "w")\').stderr)\n'
     )
@@ -197,7 +222,8 @@ def test_an_ordinary_user_s_programs_are_held_as_well(tmp_path):
         pytest.skip("the kernel permits ordinary users no namespaces here")
     assert "'user': 'as the caller'" in done.stdout
     assert "BlockingIOError" in done.stdout
-    assert not processes_with("main.py")
+    assert "Read-only file system" in done.stdout
+    assert not processes_with(marker)
 
 
 def test_output_without_end_is_cut_off():
