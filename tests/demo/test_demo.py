@@ -18,7 +18,7 @@ from ckptlin.methods import get_method
 from ckptlin.problems import draw_sums, in_test_split
 from ckptlin.rl.step_log import read_log
 from ckptlin.store.store import TrajectoryStore
-from tests.command_line import call, call_json
+from tests.command_line import call, call_json, refusal
 from tests.demo.conftest import SEED, TINY
 
 SAVES = range(0, TINY.steps + 1, TINY.save_every)
@@ -302,6 +302,11 @@ def test_sizes_that_do_not_fit_together_are_refused(sizes, message):
 def test_a_length_that_cannot_be_divided_into_the_checkpoints_is_refused(steps):
     with pytest.raises(InputError, match=f"multiple of 20, not {steps}"):
         DemoSettings.of_length(steps)
+
+
+def test_the_command_refuses_such_a_length_in_one_sentence(tmp_path):
+    assert "must be a multiple of 20, not 50" in refusal("demo", "--steps", "50", "--out", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.parametrize("steps", [20, 60, 300, 1000])
