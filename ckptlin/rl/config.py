@@ -329,7 +329,8 @@ class VerlConfig:
     tensor_parallel : int
         GPUs that share a copy of the model while answers are drawn.
     overrides : dict
-        Further settings of verl by their dotted names, or nested: offloading, sequence parallelism, kernels.
+        Further settings of verl by their dotted names, or nested: offloading, sequence parallelism, kernels;
+        what JSON can hold, since the run's record keeps them.
     """
 
     nodes: int = 1
@@ -340,6 +341,7 @@ class VerlConfig:
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus_per_node", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"verl.{name}", getattr(self, name), "at least 1")
+        _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
         if self.num_gpus % self.tensor_parallel:
             raise InputError(
                 f"verl.tensor_parallel ({self.tensor_parallel}) must divide the {self.num_gpus} GPUs of "

@@ -101,7 +101,7 @@ class VerlEngine:
         """Write checkpoint 0 and the resume point of step 0."""
         from ckptlin.rl.trl.model import load_model, load_tokenizer
 
-        with run.new_checkpoint(0) as path:
+        with run.new_checkpoint(0) as path, _no_bars():
             load_model(config.model).save_pretrained(path)
             load_tokenizer(config.model).save_pretrained(path)
         state = TrainState(Path())
@@ -246,6 +246,20 @@ def _check_gpus(config: TrainConfig) -> None:
         raise InputError(
             f"verl.gpus_per_node is {asked}, but this machine has {there} GPUs, and verl would wait for more"
         )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

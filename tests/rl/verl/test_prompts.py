@@ -67,7 +67,8 @@ def test_plain_text_goes_through_verls_chat_template_unchanged(make_config, toke
 
 
 def test_a_chat_keeps_the_tokenizers_own_template(make_config, tokenizer):
-    config = make_config(data__chat=True)
+    config = make_config(data__template="boxed")  # for a chat, unless data.chat says otherwise
+    assert chat_template_of(make_config(data__template="boxed", data__chat=False), tokenizer) is not None
     assert chat_template_of(config, tokenizer) is None
     with pytest.raises(InputError, match="has no chat template"):
         check_prompts(config, tokenizer, load_problems("sums:train", limit=1))

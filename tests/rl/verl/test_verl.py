@@ -451,3 +451,28 @@ def test_figures_have_the_names_that_are_looked_for(make_config):
     assert row.reward == 3.0
     assert row.length == 3.0
     assert figures["perf/time_per_step"] == 2.0
+
+
+def test_a_resume_point_is_read_as_the_step_of_its_name_and_without_a_position_in_the_data(
+    make_config, told, tmp_path
+):
+    """verl's own way of going on, with workers that note down what they are to load."""
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    shards = tmp_path / "run/resume/30-0/verl"
+    (shards / "actor").mkdir(parents=True)
+    link = tmp_path / "global_step_4"
+    link.symlink_to(shards)
+    loaded = []
+    workers = SimpleNamespace(load_checkpoint=lambda **arguments: loaded.append(arguments["local_path"]))
+    loader = SimpleNamespace(load_state_dict=loaded.append)
+    trainer = SimpleNamespace(
+        config=composed(told(make_config(), resume_from=link)),
+        actor_rollout_wg=workers,
+        train_dataloader=loader,
+        use_critic=False,
+        trainer_mode="sync",
+    )
+    PPOTrainerSync._load_checkpoint(trainer)
+    assert trainer.global_steps == 4
+    assert loaded == [f"{link}/actor"]
