@@ -65,8 +65,8 @@ class Comparison:
         last, target = self.last_seen, self.target
         whole = difference(self.trained[target], self.trained[0])
         lines = [
-            f"Step {target} as trained solves {_relation(whole)} step 0, where training began.",
-            f"It solves {_relation(self.by_training)} step {last}, the last that the predictions saw.",
+            f"Step {target} as trained solves {_relation(whole, 'step 0')}, where training began.",
+            f"It solves {_relation(self.by_training, f'step {last}')}, the last that the predictions saw.",
         ]
         lines += [self._of_method(method) for method in self.predicted]
         skill = self.skill
@@ -85,12 +85,13 @@ class Comparison:
 
     def _of_method(self, method: str) -> str:
         gain, lead = self.gain(method), self.lead(method)
-        line = f"{method} solves {_relation(gain)} step {self.last_seen}"
-        line += f", and {_relation(lead)} step {self.target} as trained"
-        training = self.by_training
+        share, training = "", self.by_training
         if gain.is_clear and gain.mean > 0 and training.is_clear and training.mean > 0:
-            line += f": {gain.mean / training.mean:.0%} of what {self.target - self.last_seen} more steps gain"
-        return line + "."
+            share = f"{gain.mean / training.mean:.0%} of what training gains"
+        return (
+            f"{method} solves {_relation(gain, f'step {self.last_seen}', share)}, and "
+            f"{_relation(lead, f'step {self.target} as trained')}."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain data."""
@@ -114,12 +115,12 @@ class Comparison:
         }
 
 
-def _relation(found: Difference) -> str:
-    """Say a difference in percentage points, to be followed by what it is a difference to."""
-    figures = f"({100 * found.mean:+.1f} ± {100 * found.standard_error:.1f} points)".replace("-", "−")
-    if not found.is_clear:
-        return f"as much, within the noise {figures}, as"
-    return f"{'more' if found.mean > 0 else 'fewer'} {figures} than"
+def _relation(found: Difference, other: str, remark: str = "") -> str:
+    """Say a difference to another checkpoint, in percentage points."""
+    figures = f"{100 * found.mean:+.1f} ± {100 * found.standard_error:.1f} points".replace("-", "−")
+    relation = ("more than" if found.mean > 0 else "fewer than") if found.is_clear else "as many as"
+    remarks = [figures, *([] if found.is_clear else ["within the noise"]), *([remark] if remark else [])]
+    return f"{relation} {other} ({', '.join(remarks)})"
 
 
 def _listed(names: Sequence[str]) -> str:

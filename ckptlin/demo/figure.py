@@ -108,7 +108,6 @@ def _draw_pass(axes: "Axes", comparison: Comparison) -> None:
             fmt=marker,
             color=colour,
             markersize=6,
-            markeredgecolor="white",
             elinewidth=1.4,
             capsize=2.5,
             label=method,
