@@ -292,7 +292,7 @@ trainer.train(config, Path({str(tmp_path / "run")!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", ours], start_new_session=True)
     log = tmp_path / "run/log.csv"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(read_log(log)) < 6:  # in the second leg, two steps after its start
         assert process.poll() is None
         assert time.monotonic() < deadline
