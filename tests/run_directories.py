@@ -11,7 +11,7 @@ from ckptlin.rl.config import DataConfig, RlExtraConfig, TrainConfig
 from ckptlin.rl.run_directory import RunDirectory, link_model, open_run
 from ckptlin.rl.state import JumpRecord, TrainState
 
-__all__ = ["CONFIG", "VERSIONS", "go_on", "save", "start", "write_run"]
+__all__ = ["CONFIG", "VERSIONS", "go_on", "rewind_run", "save", "start", "write_run"]
 
 CONFIG = TrainConfig(
     model="./base",
@@ -75,6 +75,16 @@ def go_on(run: RunDirectory, state: TrainState, *, last: int = 8) -> TrainState:
         state = save(run, state)
     run.note(finished=True)
     return state
+
+
+def rewind_run(path: str) -> str | None:
+    """Open a run that was disturbed, and rewind it to its resume point; return that one's name."""
+    with open_run(Path(path), CONFIG, versions=VERSIONS) as run:
+        state = run.latest()
+        if state is None:
+            return None
+        run.rewind(state)
+        return state.path.name
 
 
 def write_run(path: str, *, overwrite: bool = False) -> dict[str, Any]:

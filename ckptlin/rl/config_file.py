@@ -87,7 +87,10 @@ def config_to_yaml(config: TrainConfig) -> str:
     """Write a configuration as YAML that `load_config` reads back."""
     import yaml
 
-    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    data = config.to_dict()
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) != data:  # PyYAML reads some separators, such as U+0085, back as spaces
+        text = yaml.safe_dump(data, sort_keys=False)
     return text
 
 

@@ -189,7 +189,7 @@ def read_log(path: Path) -> list[StepRow]:
     lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    names = {field.name: str(field.type) for field in fields(StepRow)}
+    names = {field.name: field.type for field in fields(StepRow)}
     table = list(csv.reader(lines))
     if table and table[0] != list(names):
         raise CheckpointError(
@@ -205,10 +205,10 @@ def read_log(path: Path) -> list[StepRow]:
     return rows
 
 
-def _number(kind: str, text: str) -> Any:
-    if text == "" and "None" in kind:
+def _number(kind: Any, text: str) -> Any:
+    if text == "" and kind == float | None:
         return None
-    return int(text) if kind == "int" else float(text)
+    return int(text) if kind is int else float(text)
 
 
 def _text(value: float | None) -> str:

@@ -20,8 +20,10 @@ __all__ = [
     "budget_options",
     "cluster_options",
     "command",
+    "group",
     "json_option",
     "memory_options",
+    "not_empty",
     "out_option",
     "print_json",
     "quiet_option",
@@ -67,7 +69,7 @@ class UsageInOneLine(click.ClickException):
         click.echo(self.message, file=file, err=file is None)
 
 
-class _Command(click.Command):
+class _WithExamples(click.Command):
     """A command whose help ends with examples that work."""
 
     examples: Sequence[str] = ()
@@ -83,6 +85,27 @@ class _Command(click.Command):
             with formatter.section("Examples"):
                 for example in self.examples:  # on one line each, however long, to be copied
                     formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+class _Group(_WithExamples, click.Group):
+    """Commands under a common name, in the order in which they were given."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # whole sentences, which click would cut short
+            formatter.write_dl(
+                [(name, item.get_short_help_str(limit=200)) for name, item in self.commands.items()]
+            )
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise UsageInOneLine(error, ctx.command_path) from error
 
 
 def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], click.Command]:
@@ -106,11 +129,22 @@ def command(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., An
                 sys.exit(2)
 
         with_debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(guarded)
-        made = click.command(name, cls=_Command)(with_debug)
+        made = click.command(name, cls=_WithExamples)(with_debug)
         made.examples = examples
         return made
 
     return decorate
+
+
+def group(
+    name: str, summary: str, commands: Sequence[click.Command], *, examples: Sequence[str]
+) -> click.Group:
+    """Put commands that are named ``NAME COMMAND`` under their common first word."""
+    made = _Group(name, help=summary)
+    made.examples = examples
+    for item in commands:
+        made.add_command(item, str(item.name).removeprefix(f"{name} "))
+    return made
 
 
 def json_option(function: F) -> F:
@@ -141,22 +175,21 @@ def segment_option(function: F) -> F:
     )(function)
 
 
+def not_empty(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Refuse what an unset variable of the shell becomes; as a path it would be the current directory."""
+    if value == "":
+        raise click.BadParameter("it must not be empty", ctx, param)
+    return value
+
+
 def out_option(function: F) -> F:
     """``--out``, a directory."""
-
-    def check(ctx: click.Context, param: click.Parameter, value: str) -> str:
-        if (
-            not value
-        ):  # what an unset variable of the shell becomes; as a path it would be the current directory
-            raise click.BadParameter("it must not be empty", ctx, param)
-        return value
-
     return click.option(
         "--out",
         "out_dir",
         type=click.Path(),
         required=True,
-        callback=check,
+        callback=not_empty,
         help="Directory of the checkpoint.",
     )(function)
 

@@ -16,27 +16,41 @@ from tests.command_line import call
 HEAVY = ("numba", "zarr", "dask", "torch", "transformers", "matplotlib", "numcodecs", "rich", "numpy")
 # What a command calls; `demo` trains for minutes, and runs in its own tests.
 NEEDS = {"plot": "ckptlin.report:save_figures", "demo": "ckptlin.demo:run_demo"}
-SLOW = {"demo"}
+SLOW = {"demo", "train grpo", "train rl-extra"}
 
 
 def load(name) -> click.Command:
-    """Return a command; skip the test if what it calls does not exist yet."""
+    """Return a command, or one of a group; skip the test if what it calls does not exist yet."""
     if name in NEEDS:
         module, function = NEEDS[name].split(":")
         if not hasattr(pytest.importorskip(module, reason="is not written yet"), function):
             pytest.skip(f"{NEEDS[name]} is not written yet")
-    return importlib.import_module(f"ckptlin_cli.{name}").command
+    first, _, second = name.partition(" ")
+    command = importlib.import_module(f"ckptlin_cli.{first}").command
+    return command.commands[second] if second else command
+
+
+def all_commands() -> list[str]:
+    """Return every command's words behind ``ckptlin``, those inside groups too."""
+    found = []
+    for name in COMMANDS:
+        command = importlib.import_module(f"ckptlin_cli.{name}").command
+        found += [name, *(f"{name} {inner}" for inner in getattr(command, "commands", ()))]
+    return found
+
+
+ALL_COMMANDS = all_commands()
 
 
 def examples_of(name) -> list[str]:
     """Return the lines below ``Examples:`` at the end of a command's help."""
-    shown = call(name, "--help").stdout
+    shown = call(*name.split(), "--help").stdout
     _, found, tail = shown.partition("\nExamples:\n")
     assert found, shown
     return [line.removeprefix("  ") for line in tail.rstrip("\n").split("\n")]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL_COMMANDS)
 def test_the_help_of_a_command_ends_with_two_examples_on_a_line_each(name):
     load(name)
     examples = examples_of(name)
@@ -45,29 +59,29 @@ def test_the_help_of_a_command_ends_with_two_examples_on_a_line_each(name):
     assert len(set(examples)) == len(examples)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL_COMMANDS)
 def test_every_option_has_help_and_every_command_says_what_it_does(name):
     command = load(name)
     assert command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
-    shown = call(name, "--help").stdout
-    assert call(name, "-h").stdout == shown
+    shown = call(*name.split(), "--help").stdout
+    assert call(*name.split(), "-h").stdout == shown
     assert max(map(len, shown.partition("\nExamples:")[0].split("\n"))) <= 80
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL_COMMANDS)
 def test_the_examples_of_a_command_work(name, here):
     command = load(name)
     for example in examples_of(name):
-        words = shlex.split(example)[2:]
-        if name in SLOW:
-            command.make_context(name, words)
+        words = shlex.split(example)[1:]
+        if name in SLOW and "--dry-run" not in words:
+            command.make_context(name, words[len(name.split()) :])
             continue
         if name == "ingest":
             shutil.rmtree("run.store")
-        assert call(name, *words).stdout
+        assert call(*words).stdout
         for path in here.iterdir():
             if path.name.startswith("step-") and "--overwrite" in words:
                 shutil.rmtree(path)
@@ -100,7 +114,7 @@ def test_without_a_command_the_help_is_shown():
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("program", ["import ckptlin", "help", *(f"{name} --help" for name in COMMANDS)])
+@pytest.mark.parametrize("program", ["import ckptlin", "help", *(f"{name} --help" for name in ALL_COMMANDS)])
 def test_heavy_packages_load_on_first_use(program):
     """Also for the help of single commands: it is what one reads first."""
     if program == "import ckptlin":

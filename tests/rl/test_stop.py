@@ -73,6 +73,12 @@ def test_zero_never_stops():
     assert stops_at(StopRule(StopConfig(window=1, collapse=0)), [1.0, 0.0, 0.0]) is None
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with open_run(tmp_path_factory.mktemp("stop") / "run", SILENT, versions=VERSIONS) as run:
+        yield run
+
+
 @given(
     st.lists(st.floats(0, 1), max_size=30),
     st.integers(1, 6),
@@ -80,9 +86,7 @@ def test_zero_never_stops():
     st.integers(0, 30),
     st.integers(0, 5),
 )
-def test_it_stops_where_the_definition_says_also_over_a_restart(
-    tmp_path_factory, rewards, window, share, restart, redone
-):
+def test_it_stops_where_the_definition_says_also_over_a_restart(run, rewards, window, share, restart, redone):
     means = [np.mean(rewards[end - window : end]) for end in range(window, len(rewards) + 1)]
     expected = next(
         (
@@ -102,11 +106,11 @@ def test_it_stops_where_the_definition_says_also_over_a_restart(
     assert stops_at(StopRule(stop), rewards) == expected
 
     kept = min(restart, len(rewards), *([] if expected is None else [expected - 1]))
-    with open_run(tmp_path_factory.mktemp("stop") / "run", SILENT, versions=VERSIONS) as run:
-        with StepLog(run, TrainState(Path())) as log:
-            for step in range(1, min(kept + redone, len(rewards)) + 1):
-                log.on_step(row_at(step, reward=rewards[step - 1]))
-        assert stops_at(StopRule(stop, run=run), rewards[kept:], first=kept + 1) == expected
+    run.log_path.unlink(missing_ok=True)
+    with StepLog(run, TrainState(Path())) as log:
+        for step in range(1, min(kept + redone, len(rewards)) + 1):
+            log.on_step(row_at(step, reward=rewards[step - 1]))
+    assert stops_at(StopRule(stop, run=run), rewards[kept:], first=kept + 1) == expected
 
 
 def test_what_is_kept_is_named(tmp_path):

@@ -101,10 +101,9 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         return float(total / max(count, 1.0))
 
     def _start_logps(self, ids: torch.Tensor, mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """Return log-probabilities ``(rows, num_tokens)`` of the last tokens; TRL's own want a model it changed."""
+        """Return log-probabilities ``(rows, num_tokens)`` of the last tokens; TRL's own wants its model."""
         with self.accelerator.autocast():
-            logits = self._start_model()(
-                input_ids=ids, attention_mask=mask, logits_to_keep=num_tokens + 1
-            ).logits
+            model = self._start_model()
+            logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=num_tokens + 1).logits
         logps = torch.log_softmax(logits[:, :-1].float() / self.temperature, dim=-1)
         return logps.gather(-1, ids[:, -num_tokens:, None])[..., 0]
