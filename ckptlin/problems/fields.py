@@ -83,9 +83,9 @@ def problem_of_row(row: Any, columns: Columns, *, number: int) -> Problem:
         wanted = columns.named.get("problem") or ", ".join(_ALIASES["problem"])
         raise MalformedRow(f"has the fields {', '.join(map(str, row)) or '(none)'}, but none of {wanted}")
     extra = {str(name): value for name, value in row.items() if name not in taken.values()}
-    text, messages = _text(row[taken["problem"]], taken["problem"])
-    if messages is not None:
-        extra["messages"] = messages
+    text, earlier = _text(row[taken["problem"]], taken["problem"])
+    if earlier:
+        extra["earlier_messages"] = earlier
     answer = _scalar(row[taken["answer"]], taken["answer"]) if "answer" in taken else None
     if answer is None and "answer" not in columns.named:
         answer = _verl_answer(row)
@@ -113,12 +113,12 @@ def require(problems: Sequence[Problem], need: Need | None, *, where: str) -> No
         )
 
 
-def _text(value: Any, name: str) -> tuple[str, list[dict[str, str]] | None]:
-    """Return the problem's text and, if there is more to a conversation than that, all its messages."""
+def _text(value: Any, name: str) -> tuple[str, list[dict[str, str]]]:
+    """Return the problem's text, and the messages that come before it in a conversation."""
     if isinstance(value, str):
         if not value.strip():
             raise MalformedRow(f"has an empty {name}")
-        return value, None
+        return value, []
     if not isinstance(value, list) or not value:
         raise MalformedRow(f"has {_shown(value)} as {name}; expected text or chat messages")
     messages = []
@@ -135,7 +135,7 @@ def _text(value: Any, name: str) -> tuple[str, list[dict[str, str]] | None]:
     text = messages[-1]["content"]
     if not text.strip():
         raise MalformedRow(f"has a {name} that ends with an empty message")
-    return text, messages if len(messages) > 1 else None
+    return text, messages[:-1]
 
 
 def _scalar(value: Any, name: str) -> str | None:
@@ -152,7 +152,10 @@ def _verl_answer(row: Mapping[str, Any]) -> str | None:
     model = row.get("reward_model")
     if not isinstance(model, Mapping):
         return None
-    return _scalar(model.get("ground_truth"), "reward_model.ground_truth")
+    truth = model.get("ground_truth")
+    if isinstance(truth, list) and len(truth) == 1:
+        truth = truth[0]
+    return _scalar(truth, "reward_model.ground_truth")
 
 
 def _shown(value: Any) -> str:

@@ -80,6 +80,8 @@ def load_problems(
         raise InputError(f"{source} names the split {own_split}, but split {split} was asked for too; give one")
     split = own_split or split
     if base == "sums":
+        if columns:
+            raise InputError("sums have no columns to be named; leave columns out")
         # Their number is known beforehand, and only so many are made.
         problems: tuple[Problem, ...] = draw_sums(limit, split=split or "train", seed=seed)
         require(problems, needs, where="sums")

@@ -24,7 +24,8 @@ class Problem:
     id : str
         What it is called in results; of one source each has its own.
     extra : mapping of str to Any
-        All other fields of the source: tests of a program, level, subject.
+        All other fields of the source: tests of a program, level, subject; and ``earlier_messages``, the chat
+        that comes before the problem.
 
     Examples
     --------

@@ -7,7 +7,7 @@ ends the sequence: whether it was written is what a completion's ``finished`` sa
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
 from ckptlin.errors import InputError, SelectionError
 from ckptlin.problems.problem import Problem
@@ -52,7 +52,7 @@ def in_test_split(text: str) -> bool:
 def draw_sums(
     num_problems: int | None = None,
     *,
-    split: Literal["train", "test"] | str | None = None,
+    split: str | None = None,
     num_terms: int = 5,
     seed: int = 0,
 ) -> tuple[Problem, ...]:

@@ -53,7 +53,7 @@ class PromptTemplate:
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """Return the prompt as chat messages; those that came before in the data come before it."""
-        earlier = [dict(message) for message in problem.extra.get("messages", [])[:-1]]
+        earlier = [dict(message) for message in problem.extra.get("earlier_messages", ())]
         return [*earlier, {"role": "user", "content": self.render(problem)}]
 
     def prompt(self, problem: Problem) -> str | list[dict[str, str]]:
@@ -66,7 +66,7 @@ class PromptTemplate:
         """
         if self.chat:
             return self.messages(problem)
-        if problem.extra.get("messages"):
+        if problem.extra.get("earlier_messages"):
             raise InputError(
                 f"problem {problem.id} comes with earlier chat messages, which the plain text of the prompt "
                 f"template {self.name} has no place for; use it as a chat"

@@ -27,6 +27,7 @@ __all__ = [
     "SamplingConfig",
     "StopConfig",
     "TrainConfig",
+    "VerlConfig",
 ]
 
 
@@ -318,6 +319,42 @@ class StopConfig:
 
 
 @dataclass(frozen=True)
+class VerlConfig:
+    """What the engine ``verl`` alone asks for.
+
+    Attributes
+    ----------
+    nodes, gpus_per_node : int
+        Machines of the Ray cluster that take part, and the GPUs of each.
+    tensor_parallel : int
+        GPUs that share a copy of the model while answers are drawn.
+    overrides : dict
+        Further settings of verl by their dotted names, or nested: offloading, sequence parallelism, kernels;
+        what JSON can hold, since the run's record keeps them.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 1
+    tensor_parallel: int = 1
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "gpus_per_node", "tensor_parallel"):
+            _require(getattr(self, name) >= 1, f"verl.{name}", getattr(self, name), "at least 1")
+        _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
+        if self.num_gpus % self.tensor_parallel:
+            raise InputError(
+                f"verl.tensor_parallel ({self.tensor_parallel}) must divide the {self.num_gpus} GPUs of "
+                "verl.nodes × verl.gpus_per_node"
+            )
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
@@ -342,6 +379,8 @@ class TrainConfig:
         ``auto``, or ``cpu`` where there is a GPU that should not be used.
     extra : RlExtraConfig or None
         None for plain training.
+    verl : VerlConfig
+        For the engine of that name.
 
     Examples
     --------
@@ -368,6 +407,7 @@ class TrainConfig:
     extra: RlExtraConfig | None = None
     log: LogConfig = field(default_factory=LogConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    verl: VerlConfig = field(default_factory=VerlConfig)
 
     ENGINES: ClassVar[tuple[str, ...]] = ("trl", "verl")
     DEVICES: ClassVar[tuple[str, ...]] = ("auto", "cpu")

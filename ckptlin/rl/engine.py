@@ -13,6 +13,7 @@ import numpy as np
 
 from ckptlin.errors import SelectionError
 from ckptlin.problems import Problem
+from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.state import TrainState
@@ -88,14 +89,14 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(name: str) -> Engine:
-    """Return an engine by name; its packages load when it is used."""
+def open_engine(name: str, *, progress: Progress = NO_PROGRESS) -> Engine:
+    """Return an engine by name; its packages load when it is used, and ``progress`` takes what it notes."""
     if name == "trl":
         from ckptlin.rl.trl.engine import TrlEngine
 
-        return TrlEngine()
+        return TrlEngine(progress)
     if name == "verl":
-        from ckptlin.rl.verl_engine import VerlEngine
+        from ckptlin.rl.verl.engine import VerlEngine
 
         return VerlEngine()
     raise SelectionError(f"no engine `{name}`; there are {', '.join(TrainConfig.ENGINES)}")

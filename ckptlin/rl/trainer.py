@@ -105,7 +105,7 @@ def train(
         If a checkpoint or resume point could not be written; the one before is kept.
     """
     start = time.perf_counter()
-    engine = open_engine(config.engine)
+    engine = open_engine(config.engine, progress=progress)
     engine.check(config)
     with ExitStack() as stack:
         is_main = engine.is_main

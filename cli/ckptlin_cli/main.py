@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "export": "Give an ingested checkpoint back, bit for bit.",
     "verify": "Check every chunk of a store.",
     "methods": "List the prediction methods.",
+    "data": "Prepare the data to train and evaluate on.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
     "demo": "Train a small model and show all of it, in a few minutes.",
 }

@@ -192,10 +192,29 @@ def _algorithm(algorithm: "Algorithm") -> str:
     return f"{algorithm.description} ({clip}{ratio}; {algorithm.source})"
 
 
+@make_command(
+    "train launch-config",
+    examples=["ckptlin train launch-config", "ckptlin train launch-config fsdp"],
+)
+@click.argument("name", required=False)
+def launch_config(name: str | None) -> None:
+    """Print where the configuration NAME of `accelerate launch` lies, or list those that are shipped.
+
+    accelerate launch --config_file "$(ckptlin train launch-config fsdp)" "$(which ckptlin)" train grpo ...
+    """
+    from ckptlin.rl.launch import LAUNCH_CONFIGS
+    from ckptlin.rl.launch import launch_config as path_of
+
+    if name is not None:
+        click.echo(str(path_of(name)))
+        return
+    echo_pairs(list(LAUNCH_CONFIGS.items()))
+
+
 command = group(
     "train",
     "Train by reinforcement learning with verifiable rewards, plainly or by RL-Extra.",
-    [grpo, rl_extra, algorithms],
+    [grpo, rl_extra, algorithms, launch_config],
     examples=[
         "ckptlin train grpo --config run.yaml --out ./grpo --dry-run",
         "ckptlin train algorithms",

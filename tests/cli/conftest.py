@@ -25,6 +25,7 @@ def _prepared(tmp_path_factory) -> Path:
         save_checkpoint(root / "run" / f"checkpoint-{step}", weights_at(step, MODEL))
     for name, step in (("base", 0), ("a", 100), ("b", 200)):
         save_checkpoint(root / name, weights_at(step, MODEL))
+    (root / "gsm8k.jsonl").write_text('{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n')
     fit(ingest(root / "run", root / "run.store").store)
     (root / "run.yaml").write_text("model: ./base\ndata: {source: sums:train}\n")
     return root
@@ -35,7 +36,8 @@ def here(_prepared, tmp_path, monkeypatch) -> Path:
     """The current directory, with what the examples of all commands speak of.
 
     A run of 11 checkpoints at ``run``, its store with a fit at ``run.store``, three of its checkpoints at
-    ``base``, ``a`` and ``b``, and a configuration of a training at ``run.yaml``.
+    ``base``, ``a`` and ``b``; a problem as GSM8K has it at ``gsm8k.jsonl``, and a configuration of a training
+    at ``run.yaml``.
     """
     shutil.copytree(_prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

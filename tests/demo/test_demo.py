@@ -1,106 +1,37 @@
+"""The demo from end to end, at a small size."""
+
+import importlib.util
 import json
-import random
 import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
-import transformers
+from ckptlin_cli.main import COMMANDS
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ckptlin import demo
-from ckptlin.demo import DEMO_METHODS, DemoSettings, run_demo
-from ckptlin.demo.compare import Comparison, Score, distance, generate, score, verdict
-from ckptlin.demo.corpus import encode
-from ckptlin.demo.figure import draw_comparison
-from ckptlin.demo.training import require_models_extra
+from ckptlin.demo import DEMO_METHODS, DemoSettings, base_model, run_demo
+from ckptlin.demo.evaluation import evaluate
 from ckptlin.errors import InputError, MissingExtraError, OutputExistsError
 from ckptlin.fit import read_summary
 from ckptlin.methods import get_method
-from ckptlin.problems import draw_sums, make_sum
-from ckptlin.problems.sums import build_tokenizer
+from ckptlin.problems import draw_sums, in_test_split
+from ckptlin.rl.config_file import load_config
+from ckptlin.rl.step_log import read_log
 from ckptlin.store.store import TrajectoryStore
 from tests.command_line import call
+from tests.demo.conftest import SEED, TINY
 
-pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate, which the extra `models` has")
-
-TINY = DemoSettings(
-    num_terms=2,
-    num_train=75,
-    num_held_out=25,
-    hidden_size=32,
-    num_layers=1,
-    pretrain_steps=150,
-    pretrain_batch=16,
-    run_steps=24,
-    run_batch=16,
-    run_lr=1e-4,
-    checkpoint_every=2,
-    last_seen=12,
-)
+SAVES = range(0, TINY.steps + 1, TINY.save_every)
 
 
-class Heard:
-    """Progress that remembers: phases and how far each came."""
-
-    def __init__(self):
-        self.phases = {}
-
-    def phase(self, title, num_bytes):
-        heard = self
-
-        class Phase:
-            def __enter__(self):
-                done = heard.phases.setdefault(title, [])
-                done.append([num_bytes, 0])
-
-                def advance(num_bytes):
-                    done[-1][1] += num_bytes
-
-                return advance
-
-            def __exit__(self, *_):
-                pass
-
-        return Phase()
-
-    def note(self, message):
-        pass
-
-
-@pytest.fixture(scope="module")
-def toured(tmp_path_factory):
-    """A tiny demo: its directory, its result, what it said, its progress, and states from before and after."""
-    out = tmp_path_factory.mktemp("tour") / "demo"
-    said, heard = [], Heard()
-
-    def states():
-        return (
-            torch.get_num_threads(),
-            torch.get_rng_state().tolist(),
-            random.getstate(),
-            np.random.get_state()[1].tolist(),
-            transformers.utils.logging.get_verbosity(),
-            transformers.utils.logging.is_progress_bar_enabled(),
-        )
-
-    before = states()
-    result = run_demo(out, seed=3, settings=TINY, progress=heard, say=said.append)
-    return out, result, said, heard, before, states()
-
-
-def problems_of(seed):
-    return draw_sums(TINY.num_train + TINY.num_held_out, num_terms=TINY.num_terms, seed=seed)
-
-
-# --- end to end ---------------------------------------------------------------------------------------
+def weights(directory):
+    return load_file(directory / "model.safetensors")
 
 
 def test_everything_lies_where_it_is_said_to_lie(toured):
-    out, result, *_ = toured
+    out = toured.out
     assert sorted(path.name for path in out.iterdir()) == [
         "base",
         "demo.json",
@@ -108,134 +39,197 @@ def test_everything_lies_where_it_is_said_to_lie(toured):
         "figures",
         "run",
         "store",
+        "train.yaml",
     ]
-    steps = range(TINY.checkpoint_every, TINY.run_steps + 1, TINY.checkpoint_every)
-    assert {path.name for path in (out / "run").iterdir()} == {f"checkpoint-{step}" for step in steps}
-    assert TrajectoryStore(out / "store").steps == (0, *steps)
+    assert {path.name for path in (out / "run").glob("checkpoint-*")} == {
+        f"checkpoint-{step}" for step in SAVES
+    }
+    assert TrajectoryStore(out / "store").steps == tuple(SAVES)
     assert {path.name for path in (out / "extrapolated").iterdir()} == set(DEMO_METHODS)
-    assert {path.name for path in result.figures} == {
+    assert {path.name for path in toured.result.figures} == {
+        "reward.png",
         "r2_histogram.png",
         "r2_by_layer.png",
         "trajectories.png",
+        "skill.png",
         "comparison.png",
     }
-    assert sorted((out / "figures").iterdir()) == sorted(result.figures)
+    assert sorted((out / "figures").iterdir()) == sorted(toured.result.figures)
+
+
+def test_the_run_starts_from_the_model_that_comes_with_the_package_and_moves_every_tensor(toured):
+    first = weights(toured.out / "run" / "checkpoint-0")
+    shipped = weights(base_model())
+    assert first.keys() == shipped.keys()
+    assert all((first[name] == shipped[name]).all() for name in shipped)
+    assert all(group.update_norm > 0 for group in read_summary(TrajectoryStore(toured.out / "store")).tensors())
+
+
+def test_it_is_reinforcement_learning_of_as_many_answers_as_it_says(toured):
+    rows = read_log(toured.out / "run" / "log.csv")
+    assert [row.step for row in rows] == list(range(1, TINY.steps + 1))
+    assert rows[-1].updates == TINY.steps
+    num_answers = TINY.num_prompts * TINY.num_rollouts
+    # Rewards are 0 or 1: their mean over a step's answers is a multiple of one answer's share.
+    rewards = np.array([row.reward for row in rows]) * num_answers
+    np.testing.assert_allclose(rewards, rewards.round(), atol=1e-3)
+    assert all(row.length is not None and row.entropy is not None and row.entropy > 0 for row in rows)
+
+
+def test_the_reward_rises_by_more_than_three_standard_errors(toured):
+    rise = toured.result.rise
+    rewards = [row.reward for row in read_log(toured.out / "run" / "log.csv")]
+    assert rise.window == TINY.steps // 2
+    assert rise.first == pytest.approx(np.mean(rewards[: rise.window]))
+    assert rise.last == pytest.approx(np.mean(rewards[-rise.window :]))
+    assert rise.num_standard_errors > 3
+
+
+@pytest.mark.slow
+def test_the_reward_of_the_demo_itself_rises_by_more_than_three_standard_errors(tmp_path):
+    rise = run_demo(tmp_path / "demo", say=lambda line: None).rise
+    assert rise.window == 50
+    assert rise.num_standard_errors > 3
 
 
 def test_the_record_holds_what_is_returned(toured):
-    out, result, *_ = toured
-    record = json.loads((out / "demo.json").read_text())
-    assert record == json.loads(json.dumps(result.to_dict()))
+    record = json.loads((toured.out / "demo.json").read_text())
+    assert record == json.loads(json.dumps(toured.result.to_dict()))
     assert record["finished"]
-    assert record["settings"]["run_lr"] == TINY.run_lr
-    assert record["linearity"] == read_summary(TrajectoryStore(out / "store")).model().to_dict()
+    assert record["settings"]["lr"] == TINY.lr
+    assert record["linearity"] == read_summary(TrajectoryStore(toured.out / "store")).model().to_dict()
     assert set(record["comparison"]["methods"]) == set(DEMO_METHODS)
+    assert set(record["comparison"]["trained"]) == {"0", "8", "20", "28", "40"}
+
+
+def commands_in(said, prefix):
+    return [shlex.split(line.removeprefix(prefix)) for line in said if line.startswith(prefix)]
 
 
 def test_the_commands_that_are_said_do_the_same_by_hand(toured, tmp_path):
-    out, result, said, *_ = toured
-    commands = [shlex.split(line.removeprefix("$ ckptlin ")) for line in said if line.startswith("$ ckptlin ")]
-    assert [words[0] for words in commands] == ["ingest", "fit", *["extrapolate"] * len(DEMO_METHODS), "plot"]
-    made = (out / "store", out / "extrapolated", out / "figures")
+    out = toured.out
+    commands = commands_in(toured.said, "$ ckptlin ")
+    names = [words[0] for words in commands]
+    assert names == ["train", "ingest", "fit", "plot", "backtest", *["extrapolate"] * len(DEMO_METHODS)]
+    train = commands.pop(0)
+    assert train[:2] == ["train", "grpo"]
+    given = load_config(out / "train.yaml")
+    assert train[2:] == ["--config", str(out / "train.yaml"), "--out", str(out / "run")]
+    assert given.to_dict() == json.loads((out / "run" / "ckptlin-train.json").read_text())["config"]
     for words in commands:
-        for path in made:
+        for path in (out / "store", out / "extrapolated", out / "figures"):
             words[1:] = [w.replace(str(path), str(tmp_path / path.name)) for w in words[1:]]
         call(*words)
     for method in DEMO_METHODS:
         by_hand = (tmp_path / "extrapolated" / method / "model.safetensors").read_bytes()
         assert by_hand == (out / "extrapolated" / method / "model.safetensors").read_bytes()
-    assert read_summary(TrajectoryStore(tmp_path / "store")).model().moved == result.model.moved
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {p.name for p in result.figures} - {
-        "comparison.png"
-    }
+    assert read_summary(TrajectoryStore(tmp_path / "store")).model().moved == toured.result.model.moved
+    drawn_by_hand = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn_by_hand == {path.name for path in toured.result.figures} - {"comparison.png", "reward.png"}
+
+
+def test_the_commands_to_go_on_with_work(toured, tmp_path):
+    out = toured.out
+    commands = commands_in(toured.said, "  $ ckptlin ")
+    assert [words[0] for words in commands] == ["fit", "backtest", "extrapolate", "train", "ingest"]
+    for words in commands:
+        assert words[0] in COMMANDS or words[0] == "train"
+        if words[0] == "train":
+            options = dict(zip(words[2::2], words[3::2], strict=True))
+            longer = load_config(out / "train.yaml", overrides=[f"steps={options['--steps']}"])
+            assert longer.differences(load_config(out / "run" / "config.yaml")) == ["steps"]
+            assert longer.steps > TINY.steps
+            assert (options["--config"], options["--out"]) == (str(out / "train.yaml"), str(out / "run"))
+        else:
+            assert call(*[word.replace(f"{out}/step-", f"{tmp_path}/step-") for word in words]).stdout
 
 
 def test_the_extrapolated_weights_are_those_of_the_checkpoints_up_to_the_last_seen(toured):
-    out, *_ = toured
-    steps = np.arange(0, TINY.last_seen + 1, TINY.checkpoint_every)
-    paths = [out / "base", *(out / "run" / f"checkpoint-{step}" for step in steps[1:])]
-    seen = [load_file(path / "model.safetensors") for path in paths]
-    for method in DEMO_METHODS:
+    out = toured.out
+    steps = np.arange(0, TINY.last_seen + 1, TINY.save_every)
+    seen = [weights(out / "run" / f"checkpoint-{step}") for step in steps]
+    for method in ("two-point", "ols"):
         entry = get_method(method)
-        coefficients = entry.function(steps.astype(float), float(TINY.run_steps), None)
-        predicted = load_file(out / "extrapolated" / method / "model.safetensors")
+        coefficients = entry.function(steps.astype(float), float(TINY.steps), None)
+        predicted = weights(out / "extrapolated" / method)
         assert set(predicted) == set(seen[0])
-        for name, weights in predicted.items():
+        for name, values in predicted.items():
             if any(pattern in name for pattern in entry.keep):
                 expected = seen[-1][name]
             else:
                 expected = sum(a * w[name].astype(np.float64) for a, w in zip(coefficients, seen, strict=True))
-            np.testing.assert_allclose(weights, expected, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-7)
+    record = json.loads((out / "extrapolated" / "auto" / "ckptlin.json").read_text())
+    assert record["auto"]
+    assert record["window"] == steps.tolist()
 
 
 def test_the_comparison_is_that_of_the_checkpoints_on_disk(toured):
-    out, result, *_ = toured
-    comparison = result.comparison
-    tokenizer = AutoTokenizer.from_pretrained(out / "base")
-    held_out = encode(problems_of(3)[: TINY.num_held_out], tokenizer)
-    assert score(out / "run" / f"checkpoint-{TINY.run_steps}", held_out) == comparison.run[TINY.run_steps]
-    assert score(out / "extrapolated" / "ols", held_out) == comparison.predicted["ols"]
-    assert set(comparison.run) == set(TrajectoryStore(out / "store").steps)
-    trained = load_file(out / "run" / f"checkpoint-{TINY.run_steps}" / "model.safetensors")
-    last = load_file(out / "run" / f"checkpoint-{TINY.last_seen}" / "model.safetensors")
+    out, comparison = toured.out, toured.result.comparison
+    held_out = draw_sums(TINY.num_held_out, split="test", seed=SEED)
+    assert all(in_test_split(problem.problem) for problem in held_out)
+    for checkpoint, found in (
+        (out / "run" / f"checkpoint-{TINY.steps}", comparison.trained[TINY.steps]),
+        (out / "extrapolated" / "ols", comparison.predicted["ols"]),
+    ):
+        again = evaluate(checkpoint, held_out, num_samples=TINY.num_samples, seed=SEED)
+        np.testing.assert_array_equal(again.sampled.rewards, found.sampled.rewards)
+        np.testing.assert_array_equal(again.probabilities, found.probabilities)
+    trained = weights(out / "run" / f"checkpoint-{TINY.steps}")
+    last = weights(out / "run" / f"checkpoint-{TINY.last_seen}")
     for method in DEMO_METHODS:
-        predicted = load_file(out / "extrapolated" / method / "model.safetensors")
+        predicted = weights(out / "extrapolated" / method)
         error = sum(np.square(predicted[n].astype(float) - trained[n]).sum() for n in trained)
         moved = sum(np.square(last[n].astype(float) - trained[n]).sum() for n in trained)
         assert comparison.distance[method] == pytest.approx(error**0.5)
         assert comparison.skill[method] == pytest.approx(1 - error / moved)
 
 
-def test_the_pretraining_taught_something_and_the_run_moved_every_tensor(toured):
-    out, result, *_ = toured
-    # Guessing among the 11 characters of an answer costs log 11 = 2.4 nats.
-    assert result.comparison.run[0].loss < 1.5
-    assert all(group.update_norm > 0 for group in read_summary(TrajectoryStore(out / "store")).tensors())
-
-
-def test_checkpoints_are_what_the_trainer_saves_in_float32(toured):
-    out, *_ = toured
-    for checkpoint in (out / "base", out / "run" / "checkpoint-2", out / "extrapolated" / "ols"):
+def test_checkpoints_are_in_float32_and_have_a_tokenizer(toured):
+    out = toured.out
+    for checkpoint in (out / "base", out / "run" / "checkpoint-4", out / "extrapolated" / "auto"):
         config = json.loads((checkpoint / "config.json").read_text())
         assert config["model_type"] == "qwen2"
         assert (checkpoint / "tokenizer.json").is_file()
-        assert {w.dtype for w in load_file(checkpoint / "model.safetensors").values()} == {np.dtype(np.float32)}
+        assert {w.dtype for w in weights(checkpoint).values()} == {np.dtype(np.float32)}
 
 
-def test_what_it_says_has_the_figures_and_their_null(toured):
-    out, result, said, *_ = toured
+def test_what_it_says_has_the_figures_and_their_noise(toured):
+    result, said = toured.result, toured.said
     text = "\n".join(said)
-    model = result.model
-    for figures in (model.moved, model.null_moved):
+    for figures in (result.model.moved, result.model.null_moved):
         assert f"{figures.median:.2f}" in text
         assert f"{figures.above_7:.0%}" in text
-    for scored in (*result.comparison.predicted.values(), result.comparison.run[TINY.run_steps]):
-        assert f"{scored.loss:.4f}" in text
-    assert all(line in said for line in verdict(result.comparison))
-    assert all(str(path) in text for path in (*result.figures, out / "demo.json"))
-    assert "not reinforcement learning" in text
-    assert max(map(len, (line for line in said if str(out) not in line))) <= 140
+    evaluations = (*result.comparison.predicted.values(), *result.comparison.trained.values())
+    for found in evaluations:
+        assert f"{found.pass_at_1:.1%} ± {found.standard_error:.1%}" in text
+        assert f"{found.computed:.1%}" in text
+    for line in (*result.comparison.verdict(), *result.rise.verdict(), *result.backtest.sentences()):
+        assert any(line == told.strip() for told in said)
+    assert all(str(path) in text for path in (*result.figures, toured.out / "demo.json"))
+    assert all(answer.text in text for answer in result.answers)
+    assert max(map(len, (line for line in said if str(toured.out) not in line))) <= 140
 
 
 def test_progress_comes_to_the_end_of_every_phase(toured):
-    heard = toured[3]
-    assert {"pretrain", "train", "ingest", "fit", "extrapolate", "evaluate"} <= set(heard.phases)
-    assert all(total == done for phases in heard.phases.values() for total, done in phases)
+    phases = toured.heard.phases
+    assert {"train", "ingest", "fit", "extrapolate", "evaluate"} <= set(phases)
+    assert all(total == done for found in phases.values() for total, done in found)
 
 
 def test_it_leaves_threads_random_numbers_and_logging_as_they_were(toured):
-    *_, before, after = toured
-    assert before == after
+    assert toured.before == toured.after
 
 
 def test_a_second_demo_replaces_the_first_gives_the_same_figures_and_spares_what_is_not_its_own(toured):
-    out, result, *_ = toured
+    out, result = toured.out, toured.result
     (out / "notes.txt").write_text("mine")
     (out / "store" / "leftover").write_text("old")
-    again = run_demo(out, seed=3, settings=TINY, overwrite=True, say=lambda line: None)
-    assert again.comparison == result.comparison
+    again = run_demo(out, seed=SEED, settings=TINY, overwrite=True, say=lambda line: None)
+    assert again.comparison.to_dict() == result.comparison.to_dict()
+    assert again.rise == result.rise
     assert again.model == result.model
-    assert again.generations == result.generations
+    assert again.answers == result.answers
     assert (out / "notes.txt").read_text() == "mine"
     assert not (out / "store" / "leftover").exists()
     (out / "notes.txt").unlink()
@@ -288,26 +282,22 @@ def test_a_demo_that_was_cut_off_can_be_replaced_and_links_in_it_are_not_followe
     assert (outside / "precious").exists()
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers", "accelerate"])
+@pytest.mark.parametrize("package", ["torch", "transformers", "accelerate", "trl", "datasets", "tensorboard"])
 def test_without_the_extra_it_says_what_to_install_and_makes_nothing(tmp_path, monkeypatch, package):
-    find = demo.training.importlib.util.find_spec
-    monkeypatch.setattr(
-        demo.training.importlib.util, "find_spec", lambda name: None if name == package else find(name)
-    )
-    with pytest.raises(MissingExtraError, match=rf'needs {package}; pip install "ckptlin\[models\]"'):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(MissingExtraError, match=rf'needs {package}; pip install "ckptlin\[train\]"'):
         run_demo(tmp_path / "demo", say=never)
     assert not (tmp_path / "demo").exists()
-    with pytest.raises(MissingExtraError):
-        require_models_extra()
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"checkpoint_every": 7}, "must be multiples"),
-        ({"last_seen": 480}, "must lie between"),
+        ({"save_every": 7}, "must be multiples"),
+        ({"last_seen": 300}, "must lie between"),
         ({"last_seen": 0}, "must lie between"),
-        ({"num_terms": 4}, "10,000 sums of 4 digits"),
+        ({"num_held_out": 1}, "at least 2"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(sizes, message):
@@ -315,107 +305,24 @@ def test_sizes_that_do_not_fit_together_are_refused(sizes, message):
         DemoSettings(**sizes)
 
 
-# --- parts --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("steps", [1, 19, 50, 310])
+def test_a_length_that_cannot_be_divided_into_the_checkpoints_is_refused(steps):
+    with pytest.raises(InputError, match=f"multiple of 20, not {steps}"):
+        DemoSettings.of_length(steps)
 
 
-def test_only_the_answer_is_scored_and_it_can_be_read_back(tmp_path):
-    tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    problems = [make_sum((1, 2, 3)), make_sum((9, 9, 9))]
-    encoded = encode(problems, tokenizer)
-    for row, problem in enumerate(problems):
-        ids, labels = encoded[row]["input_ids"], encoded[row]["labels"]
-        whole = f"{problem.problem}{problem.answer}#"
-        assert tokenizer.decode(labels[labels >= 0]) == f"{problem.answer}#"
-        assert tokenizer.decode(ids, skip_special_tokens=False).startswith(whole)
-        assert (ids[labels >= 0] == labels[labels >= 0]).all()
-
-
-def test_a_score_is_the_loss_of_transformers_and_what_greedy_decoding_gets_right(toured):
-    out, *_ = toured
-    checkpoint = out / "base"
-    problems = problems_of(3)
-    encoded = encode(problems, AutoTokenizer.from_pretrained(checkpoint))
-    scored = score(checkpoint, encoded)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    with torch.inference_mode():
-        loss = model(
-            input_ids=torch.from_numpy(encoded.input_ids), labels=torch.from_numpy(encoded.labels)
-        ).loss
-    assert scored.loss == pytest.approx(float(loss), rel=1e-5)
-    right = [generation.is_right for generation in generate(checkpoint, problems)]
-    assert scored.exact == pytest.approx(np.mean(right))
-    assert 0.1 < scored.exact < 1.0
-
-
-def test_the_distance_of_a_checkpoint_to_itself_is_zero(toured):
-    out, *_ = toured
-    assert distance(out / "base", out / "base") == 0.0
-
-
-def compared(**losses) -> Comparison:
-    """Make a comparison in which step 10 is the last seen, at a loss of 1.0, and step 20 the target."""
-    trained = losses.pop("trained", 0.5)
-    far = losses.pop("far", ())
-    return Comparison(
-        target=20,
-        last_seen=10,
-        run={0: Score(2.0, 0.1), 10: Score(1.0, 0.5), 20: Score(trained, 0.7)},
-        predicted={method: Score(loss, 0.6) for method, loss in losses.items()},
-        distance={method: 3.0 if method in far else 0.5 for method in losses},
-        distance_last_seen=1.0,
-    )
-
-
-def test_the_verdict_says_how_much_was_gained():
-    comparison = compared(ols=0.8, anchored=0.9)
-    assert comparison.skill == {"ols": 0.75, "anchored": 0.75}
-    assert comparison.gained == pytest.approx({"ols": 0.4, "anchored": 0.2})
-    every, best = verdict(comparison)
-    assert every.startswith("Every extrapolation has a lower loss than step 10")
-    assert best.startswith("The best, ols, gains 40% of what 10 steps of training gain")
-
-
-@pytest.mark.parametrize(
-    ("losses", "expected"),
-    [
-        ({"ols": 1.2, "anchored": 1.1}, "No extrapolation has a lower loss than step 10"),
-        ({"ols": 0.9, "anchored": 1.1, "two-point": 1.2}, "ols has a lower loss than step 10"),
-        ({"ols": 0.9, "anchored": 1.1, "two-point": 1.2}, "anchored and two-point have not."),
-        ({"ols": 0.4}, "ols is even below step 20 as it was trained."),
-        ({"ols": 0.9, "trained": 1.5}, "Training itself gained nothing from step 10 to 20."),
-        ({"ols": 0.9, "far": ("ols",)}, "In weights ols is farther from the trained step 20 than step 10 is."),
-    ],
-)
-def test_the_verdict_does_not_hide_what_did_not_work(losses, expected):
-    assert expected in " ".join(verdict(compared(**losses)))
-
-
-def test_the_verdict_says_when_fewer_answers_are_right():
-    comparison = compared(ols=0.9)
-    worse = Comparison(**{**comparison.__dict__, "predicted": {"ols": Score(0.9, 0.3)}})
-    assert "But ols gets fewer answers wholly right." in verdict(worse)
-
-
-def test_the_comparison_figure_shows_the_run_each_method_and_its_skill():
-    figure = draw_comparison(compared(ols=0.8, anchored=0.9), name="tour")
-    losses, distances = figure.axes
-    line = next(line for line in losses.lines if line.get_label() == "as trained")
-    np.testing.assert_array_equal(line.get_ydata(), [2.0, 1.0, 0.5])
-    assert [t.get_text() for t in losses.get_legend().get_texts()] == [
-        "seen by the methods",
-        "as trained",
-        "ols",
-        "anchored",
-    ]
-    assert [bar.get_width() for bar in distances.patches] == [1.0, 0.5, 0.5]
-    assert [t.get_text() for t in distances.texts] == [" 1, the last seen", *[" 0.5, skill 0.75"] * 2]
-    assert "extrapolated from steps up to 10 to step 20" in figure.texts[1].get_text()
+@pytest.mark.parametrize("steps", [20, 60, 300, 1000])
+def test_a_demo_of_another_length_has_as_many_checkpoints(steps):
+    settings = DemoSettings.of_length(steps)
+    assert settings.saves[0] == 0
+    assert settings.saves[-1] == settings.steps == steps
+    assert len(settings.saves) == 21
+    assert settings.last_seen == steps // 2
+    assert {0, steps // 2, steps} <= set(settings.evaluated) <= set(settings.saves)
 
 
 def test_importing_the_demo_loads_no_torch():
-    heavy = ("torch", "transformers", "matplotlib")
+    heavy = ("torch", "transformers", "trl", "datasets", "matplotlib")
     code = f"import sys, ckptlin.demo; print([m for m in {heavy!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

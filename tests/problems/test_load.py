@@ -83,14 +83,14 @@ def test_verl_s_layout_is_understood(save):
     (problem,) = load_problems(save([row]), needs="answer")
     assert (problem.problem, problem.answer, problem.id) == ("1+1?", "2", "0")
     assert problem.extra["data_source"] == "gsm8k"
-    assert "messages" not in problem.extra
+    assert "earlier_messages" not in problem.extra
 
 
 def test_of_a_conversation_the_last_message_is_the_problem_and_the_others_are_kept(save):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
     (problem,) = load_problems(save([{"prompt": messages}]))
     assert problem.problem == "1+1?"
-    assert problem.extra["messages"] == messages
+    assert problem.extra == {"earlier_messages": messages[:1]}
 
 
 def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
@@ -103,7 +103,7 @@ def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
     ("line", "message"),
     [
         ('{"problem": "1+1?"', "line 2 is not JSON"),
-        ("[1, 2]", r"line 2 is \[1, 2\]; expected an object"),
+        ("[1, 2]", r"line 2 is \[1, 2\], but a problem is an object"),
         ('{"text": "1+1?"}', "line 2 has the fields text, but none of problem, question, prompt"),
         ("{}", r"line 2 has the fields \(none\), but none of"),
         ('{"problem": " "}', "line 2 has an empty problem"),
@@ -116,7 +116,7 @@ def test_a_byte_order_mark_and_empty_lines_are_no_content(tmp_path):
             '{"prompt": [{"role": "assistant", "content": "a"}]}',
             "line 2 has a prompt that ends with the role assist",
         ),
-        ('{"prompt": "a", "reward_model": {"ground_truth": ["2"]}}', "as reward_model.ground_truth"),
+        ('{"prompt": "a", "reward_model": {"ground_truth": ["2", "3"]}}', "as reward_model.ground_truth"),
     ],
 )
 def test_a_malformed_line_is_named_with_its_number(tmp_path, line, message):
@@ -175,12 +175,13 @@ def test_columns_that_are_not_there_are_named(save):
     ("source", "arguments", "message"),
     [
         ("missing.jsonl", {}, "there is no file missing.jsonl"),
-        ("data.csv", {}, "no file of problems; their names end in .jsonl, .json, .parquet"),
+        ("data.csv", {}, "data.csv ends in .csv; problems are read from .jsonl, .json, .parquet"),
         ("nothing", {}, "neither a file"),
         ("empty.jsonl", {}, "holds no problem"),
         ("empty.jsonl:train", {}, "has no splits"),
         ("empty.jsonl", {"split": "train"}, "has no splits"),
         ("sums:train", {"split": "test"}, "names the split train, but split test"),
+        ("sums", {"columns": {"answer": "sum"}}, "sums have no columns"),
         ("sums", {"limit": 0}, "a limit of 0 leaves no problem"),
         ("object.json", {}, "holds a JSON dict; expected a list"),
         ("lines.json", {}, r"line 2 is not JSON .* name it .jsonl"),

@@ -37,7 +37,7 @@ def test_a_problem_that_has_the_words_already_does_not_get_them_twice(name):
 
 def test_earlier_messages_stay_before_the_prompt():
     system = {"role": "system", "content": "Be brief."}
-    problem = Problem("1+1?", extra={"messages": [system, {"role": "user", "content": "1+1?"}]})
+    problem = Problem("1+1?", extra={"earlier_messages": [system]})
     assert get_template("{problem} Say it.", chat=True).prompt(problem) == [
         system,
         {"role": "user", "content": "1+1? Say it."},

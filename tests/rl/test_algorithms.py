@@ -1,13 +1,12 @@
 """What each algorithm trains by, beside a plain float64 reference: advantages, losses, gradients, clipping."""
 
-import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ckptlin.errors import SelectionError
+from ckptlin.errors import InputError, SelectionError
 from ckptlin.rl.algorithms import ALGORITHMS, get_algorithm
 from ckptlin.rl.config import AlgorithmConfig, OptimizerConfig, SamplingConfig
 from ckptlin.rl.step_log import read_log
@@ -80,7 +79,9 @@ def test_losses_and_gradients_of_a_policy_that_has_moved_on(make_trainer, name):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += scale * torch.randn_like(parameter)
-    plain = copy.deepcopy(model).double().eval()
+    # A model that TRL has not given another forward pass.
+    plain = load_model(config.model).double().eval()
+    plain.load_state_dict(model.state_dict())
     half = {key: value[:8] if getattr(value, "ndim", 0) else value for key, value in batch.items()}
     trainer.current_gradient_accumulation_steps = 1
     found = trainer._compute_loss(model, half)
@@ -135,3 +136,34 @@ def test_the_papers_defaults():
 def test_dapo_is_not_promised_without_its_sampling():
     with pytest.raises(SelectionError, match="dynamic sampling"):
         get_algorithm("dapo")
+
+
+@pytest.mark.parametrize(
+    ("backend", "url"), [("vllm-colocate", None), ("vllm-server", "http://127.0.0.1:8000")]
+)
+def test_trl_takes_the_arguments_of_rollouts_by_vllm(tiny_model, tmp_path, backend, url):
+    from trl import GRPOConfig
+
+    sampling = SamplingConfig(
+        rollouts=4, max_prompt_tokens=16, max_completion_tokens=8, backend=backend, server_url=url
+    )
+    arguments = grpo_arguments(
+        tiny_config(tiny_model, sampling=sampling), steps=1, num_processes=1, on_gpu=False
+    )
+    made = GRPOConfig(output_dir=str(tmp_path), **arguments)
+    assert (made.use_vllm, made.vllm_mode, made.vllm_server_base_url) == (True, backend[5:], url)
+    assert made.vllm_max_model_length == 24
+
+
+def test_shares_of_a_batch_among_processes_and_devices(tiny_model):
+    config = tiny_config(tiny_model, batch=8, mini_batch=4)
+    one = grpo_arguments(config, steps=3, num_processes=1, on_gpu=False)
+    four = grpo_arguments(config, steps=3, num_processes=4, on_gpu=True)
+    for arguments, processes in ((one, 1), (four, 4)):
+        size = arguments["per_device_train_batch_size"]
+        # A step is 8 prompts of 4 answers, in two updates, whatever the number of processes.
+        assert size * arguments["steps_per_generation"] * processes == 32
+        assert size * arguments["gradient_accumulation_steps"] * processes == 16
+        assert arguments["max_steps"] == 6
+    with pytest.raises(InputError, match="cannot be shared out evenly among 3"):
+        grpo_arguments(config, steps=1, num_processes=3, on_gpu=False)

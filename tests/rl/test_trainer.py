@@ -1,7 +1,9 @@
 """Whole runs: what they write, that they go on where they stopped, and that a jump is what extrapolate says."""
 
+import importlib.util
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptlin.errors import InputError, TrainingStoppedError
+from ckptlin.errors import InputError, MissingExtraError, TrainingStoppedError
 from ckptlin.extrapolate import extrapolate
+from ckptlin.grading.exact import ExactGrader
 from ckptlin.rl.config import (
     AlgorithmConfig,
     DataConfig,
@@ -272,11 +275,12 @@ def test_a_reward_that_is_no_number_stops_and_keeps_what_was_saved(tiny_model, t
 
 @pytest.mark.parametrize("token", ["eos_token", "pad_token"])
 def test_a_tokenizer_without_end_or_padding_is_refused(tiny_model, tmp_path, token):
-    import shutil
+    from transformers import AutoTokenizer
 
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    path = model / "tokenizer_config.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != token}))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    setattr(tokenizer, token, None)
+    tokenizer.save_pretrained(model)
     with pytest.raises(InputError, match=token):
         train(tiny_config(model), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -301,3 +305,47 @@ def test_supervised_training_learns_the_solutions(tiny_model, tmp_path):
     rows = read_log(run / "log.csv")
     assert rows[-1].loss < 0.7 * rows[0].loss
     assert (rows[0].reward, rows[-1].updates) == (None, 60)
+
+
+@pytest.mark.parametrize("package", ["trl", "datasets"])
+def test_an_engine_that_is_not_installed_is_told_before_anything_is_written(
+    tiny_model, tmp_path, monkeypatch, package
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(MissingExtraError, match=rf"needs {package}; pip install \"ckptlin\[train\]\""):
+        train(tiny_config(tiny_model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_answers_are_refused_before_training(tiny_model, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+2="}\n{"problem": "2+3=", "answer": "5"}\n')
+    config = tiny_config(tiny_model, data=DataConfig(str(data)), reward=RewardConfig("exact"))
+    with pytest.raises(InputError, match="1 of 2 problems have none"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_grader_found_out_of_the_ordinary_is_passed_on(tiny_model, tmp_path, monkeypatch):
+    notes = []
+
+    class Notes:
+        note = staticmethod(notes.append)
+
+    monkeypatch.setattr(ExactGrader, "notes", property(lambda self: ["16 answers were odd"]))
+    train(tiny_config(tiny_model, steps=1, reward=RewardConfig("exact")), tmp_path / "run", progress=Notes())
+    assert notes == ["16 answers were odd"]
+
+
+@pytest.mark.parametrize("kept", ["reset", "keep"])
+def test_the_schedule_counts_real_steps_across_jumps_and_restarts(tiny_model, tmp_path, kept):
+    optimizer = OptimizerConfig(lr=1e-3, schedule="linear", warmup_steps=1)
+    config = tiny_config(tiny_model, steps=6, optimizer=optimizer)
+    plain = train(config, tmp_path / "plain").out_dir
+    extra = train(replace(config, extra=RlExtraConfig(m=2, n=3, optimizer=kept)), tmp_path / "extra").out_dir
+    rates = [row.lr for row in read_log(plain / "log.csv")]
+    assert rates == [row.lr for row in read_log(extra / "log.csv")]
+    # Twelve updates, of which two warm up; a row tells the rate of a step's last update.
+    expected = [1e-3 * (0.5 if update == 1 else (12 - update) / 10) for update in range(1, 12, 2)]
+    assert rates == pytest.approx(expected)

@@ -6,17 +6,17 @@ docs/train.md.
 
 import importlib.util
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ckptlin.errors import CkptlinError, GradingError, InputError, MissingExtraError, TrainingStoppedError
-from ckptlin.grading import Grader, open_grader
+from ckptlin.grading import open_grader
 from ckptlin.problems import Problem, PromptTemplate, get_template, load_problems
+from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.data_order import data_order
 from ckptlin.rl.engine import SampledRewards
@@ -30,9 +30,18 @@ _PACKAGES = ("torch", "transformers", "accelerate", "trl", "datasets")
 
 
 class TrlEngine:
-    """Trains by TRL in this process, or in each of those that ``accelerate launch`` started."""
+    """Trains by TRL in this process, or in each of those that ``accelerate launch`` started.
+
+    Parameters
+    ----------
+    progress : Progress
+        Takes what graders found out of the ordinary.
+    """
 
     name = "trl"
+
+    def __init__(self, progress: Progress = NO_PROGRESS) -> None:
+        self._progress = progress
 
     @property
     def is_main(self) -> bool:
@@ -58,9 +67,14 @@ class TrlEngine:
             raise MissingExtraError(
                 f"sampling.backend `{config.sampling.backend}` needs vllm; pip install vllm, or use `generate`"
             )
+        from accelerate import PartialState
+
         from ckptlin.rl.trl.arguments import micro_batch
         from ckptlin.rl.trl.model import load_tokenizer
 
+        if config.device == "cpu":
+            # The first one made in a process decides for all.
+            PartialState(cpu=True)
         micro_batch(config, num_processes=self._processes.num_processes, on_gpu=_on_gpu(config))
         tokenizer = load_tokenizer(config.model)
         problems = _load(config, config.data.source)
@@ -98,26 +112,34 @@ class TrlEngine:
 
         from ckptlin.rl.trl.model import load_model, load_tokenizer
         from ckptlin.rl.trl.stretch import Stretch
+        from ckptlin.rl.trl.trainers import Material, policy_trainer, supervised_trainer
 
         _check_resume_point(state)
         with _quiet():
-            tokenizer = load_tokenizer(state.path)
             problems = _load(config, config.data.source)
             start = state.step * config.batch
-            order = data_order(len(problems), start=start, stop=start + steps * config.batch, seed=config.seed)
+            material = Material(
+                problems=problems,
+                order=data_order(
+                    len(problems), start=start, stop=start + steps * config.batch, seed=config.seed
+                ),
+                template=_template(config),
+                model=load_model(state.path),
+                tokenizer=load_tokenizer(state.path),
+                steps=steps,
+                num_processes=self._processes.num_processes,
+                on_gpu=_on_gpu(config),
+            )
             stretch = Stretch(config, state, steps, run=run, listener=listener)
-            options: dict[str, Any] = {
-                "model": load_model(state.path),
-                "processing_class": tokenizer,
-                "callbacks": [stretch],
-                "total_updates": config.steps * config.updates_per_step,
-            }
-            make = _supervised if config.algorithm.spec.is_supervised else _policy
-            with make(
-                config, stretch, problems, order, tokenizer, run, steps, self._processes, options
-            ) as trainer:
+            make = supervised_trainer if config.algorithm.spec.is_supervised else policy_trainer
+            with make(config, material, run=run, callback=stretch, progress=self._progress) as trainer:
                 trainer.remove_callback(PrinterCallback)
                 stretch.trainer = trainer
+                if config.extra is not None and trainer.is_deepspeed_enabled:
+                    raise InputError(
+                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions "
+                        "of its own, where a jump cannot reach them; launch with FSDP instead"
+                    )
                 try:
                     trainer.train()
                 except GradingError as error:
@@ -152,110 +174,6 @@ class TrlEngine:
                 num_samples=num_samples,
                 seed=seed,
             )
-
-
-@contextmanager
-def _policy(
-    config: TrainConfig,
-    stretch: Any,
-    problems: Sequence[Problem],
-    order: Any,
-    tokenizer: Any,
-    run: RunDirectory,
-    steps: int,
-    processes: Any,
-    options: dict[str, Any],
-) -> Iterator[Any]:
-    """Make a trainer of GRPO's family, and close its grader afterwards."""
-    from datasets import Dataset
-
-    from ckptlin.rl.trl.arguments import grpo_arguments
-    from ckptlin.rl.trl.grpo import PolicyTrainer
-    from trl import GRPOConfig
-
-    template = _template(config)
-    prompts = [template.prompt(problem) for problem in problems]
-    rows = Dataset.from_dict({"prompt": prompts, "index": list(range(len(problems)))}).select(order)
-    arguments = grpo_arguments(
-        config, steps=steps, num_processes=processes.num_processes, on_gpu=_on_gpu(config)
-    )
-    with open_grader(config.reward.grader, **config.reward.parameters) as grader:
-        yield PolicyTrainer(
-            args=GRPOConfig(output_dir=str(run.path), **arguments),
-            train_dataset=rows,
-            reward_funcs=_reward(grader, problems, tokenizer),
-            algorithm=config.algorithm.spec,
-            start_model=_start_model(config, run, stretch),
-            kl_due=lambda: stretch.kl_due,
-            **options,
-        )
-
-
-@contextmanager
-def _supervised(
-    config: TrainConfig,
-    stretch: Any,
-    problems: Sequence[Problem],
-    order: Any,
-    tokenizer: Any,
-    run: RunDirectory,
-    steps: int,
-    processes: Any,
-    options: dict[str, Any],
-) -> Iterator[Any]:
-    """Make a trainer that learns solutions."""
-    from datasets import Dataset
-
-    from ckptlin.rl.trl.arguments import sft_arguments
-    from ckptlin.rl.trl.sft import SupervisedTrainer
-    from trl import SFTConfig
-
-    template = _template(config)
-    prompts = [template.prompt(problem) for problem in problems]
-    solutions = [problem.solution or "" for problem in problems]
-    if template.chat:
-        answers: list[Any] = [[{"role": "assistant", "content": text}] for text in solutions]
-    else:
-        answers = solutions
-    rows = Dataset.from_dict({"prompt": prompts, "completion": answers}).select(order)
-    arguments = sft_arguments(
-        config, steps=steps, num_processes=processes.num_processes, on_gpu=_on_gpu(config)
-    )
-    yield SupervisedTrainer(
-        args=SFTConfig(output_dir=str(run.path), **arguments), train_dataset=rows, **options
-    )
-
-
-def _reward(grader: Grader, problems: Sequence[Problem], tokenizer: Any) -> Callable[..., list[float]]:
-    """Return a reward function as TRL calls it, which never hands on what is no number.
-
-    TRL turns NaN and None silently into an advantage of 0.
-    """
-    from ckptlin.rl.trl.sample import completions_of
-
-    def reward(*, completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
-        asked = [problems[i] for i in index]
-        scores = grader.grade(completions_of(completion_ids, tokenizer), asked)
-        for score, problem in zip(scores, asked, strict=True):
-            if not math.isfinite(score):
-                raise GradingError(f"grader `{grader.name}` returned {score!r} for problem `{problem.id}`")
-        return [float(score) for score in scores]
-
-    return reward
-
-
-def _start_model(config: TrainConfig, run: RunDirectory, stretch: Any) -> Callable[[], Any]:
-    """Return a function that gives the model of step 0, loaded when it is first asked for."""
-    from ckptlin.rl.trl.model import load_model
-
-    loaded: list[Any] = []
-
-    def start_model() -> Any:
-        if not loaded:
-            loaded.append(load_model(run.checkpoint(0)).eval().to(stretch.trainer.accelerator.device))
-        return loaded[0]
-
-    return start_model
 
 
 def _load(config: TrainConfig, source: str) -> tuple[Problem, ...]:
@@ -306,7 +224,7 @@ def _check_resume_point(state: TrainState) -> None:
     if lacking:
         raise InputError(
             f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "
-            "training would go elsewhere; start over with --overwrite, or train from its weights as another run's model"
+            "training would go elsewhere; start over with --overwrite, or give it to a new run as a model"
         )
 
 

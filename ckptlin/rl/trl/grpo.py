@@ -84,13 +84,26 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         scored = batch["completion_mask"].float()
-        size = self.args.per_device_train_batch_size
+        size, num_tokens = self.args.per_device_train_batch_size, scored.shape[1]
         with torch.no_grad():
-            policy, start = (
-                self._get_per_token_logps_and_entropies(model, ids, mask, scored.shape[1], batch_size=size)[0]
-                for model in (self.model, self._start_model())
+            policy = self._get_per_token_logps_and_entropies(
+                self.model, ids, mask, num_tokens, batch_size=size
+            )[0]
+            start = torch.cat(
+                [
+                    self._start_logps(*rows, num_tokens)
+                    for rows in zip(ids.split(size), mask.split(size), strict=True)
+                ]
             )
         log_ratio = start - policy
         sums = torch.stack([((log_ratio.exp() - 1 - log_ratio) * scored).sum(), scored.sum()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         return float(total / max(count, 1.0))
+
+    def _start_logps(self, ids: torch.Tensor, mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Return log-probabilities ``(rows, num_tokens)`` of the last tokens; TRL's own wants its model."""
+        with self.accelerator.autocast():
+            model = self._start_model()
+            logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=num_tokens + 1).logits
+        logps = torch.log_softmax(logits[:, :-1].float() / self.temperature, dim=-1)
+        return logps.gather(-1, ids[:, -num_tokens:, None])[..., 0]
