@@ -345,4 +345,4 @@ def test_quiet_shows_notes_alone(capsys):
 
 def test_the_group_is_a_group():
     assert isinstance(command, click.Group)
-    assert list(command.commands) == ["grpo", "rl-extra", "algorithms"]
+    assert list(command.commands) == ["grpo", "rl-extra", "algorithms", "launch-config"]
