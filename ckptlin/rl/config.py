@@ -342,6 +342,7 @@ class VerlConfig:
         for name in ("nodes", "gpus_per_node", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"verl.{name}", getattr(self, name), "at least 1")
         _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
+        _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
         if self.num_gpus % self.tensor_parallel:
             raise InputError(
                 f"verl.tensor_parallel ({self.tensor_parallel}) must divide the {self.num_gpus} GPUs of "
