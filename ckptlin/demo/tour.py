@@ -5,8 +5,9 @@ Before each part stands the command that does the same by hand.
 
 import shlex
 import shutil
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,9 +41,10 @@ from ckptlin.summary import GroupSummary, R2Figures
 __all__ = ["DEMO_METHODS", "Tour"]
 
 DEMO_METHODS = (AUTO, "two-point", "ols")
-_NUM_ANSWERS = 3
+_NUM_ANSWERS = 5
 # The reward is told so often while training.
 _NUM_REPORTS = 6
+_WIDTH = 110
 
 
 class Tour:
@@ -110,8 +112,7 @@ class Tour:
             train(config, self._run, listeners=[watch], progress=self._progress)
         rewards = [row.reward or 0.0 for row in read_log(self._run / "log.csv")]
         rise = measure_rise(rewards)
-        for line in rise.verdict():
-            say(f"  {line}")
+        self._tell(rise.verdict())
         self._figures.mkdir()
         path = self._figures / "reward.png"
         name = f"{self._run} · GRPO, {settings.num_prompts * settings.num_rollouts} answers a step"
@@ -157,8 +158,7 @@ class Tour:
             found = [result.figures(method, horizon) for horizon in HORIZONS]
             cells = "".join(f"{'–' if f is None else format(f.mean, '.2f'):>8}" for f in found)
             self._say(f"  {method:<32}{cells}")
-        for sentence in result.sentences():
-            self._say(f"  {sentence}")
+        self._tell(result.sentences())
         return result
 
     def extrapolate(self) -> None:
@@ -173,10 +173,10 @@ class Tour:
                     self._store, target, directory, method=method, steps=window, progress=self._progress
                 ).record
                 if method == AUTO:
-                    self._say(f"  {record['method']}: {record['reason']}")
+                    self._tell([f"{record['method']}: {record['reason']}"])
                 if record["keep"]:
                     kept = ", ".join(record["keep"])
-                    self._say(f"  as in the paper, tensors named {kept} stay as at step {last}")
+                    self._tell([f"as in the paper, tensors named {kept} stay as at step {last}"])
 
     def evaluate(self) -> Comparison:
         """Let trained and predicted checkpoints answer the same held-out sums."""
@@ -236,13 +236,14 @@ class Tour:
             shown = "" if key not in weights else f" {weights[key][0]:>9.3f} {weights[key][1]:>6.2f}"
             share = f"{found.pass_at_1:.1%} ± {found.standard_error:.1%}"
             say(f"  {title:<30} {share:>15} {found.computed:>9.1%}{shown}")
-        say(
-            "  pass@1: share of right answers ± standard error over sums; computed: the mean probability of the"
+        self._tell(
+            [
+                "pass@1: share of right answers ± standard error over sums; computed: the mean probability "
+                f"of the right answer, which pass@1 estimates; distance: in weights, to step {target} as "
+                "trained; skill: 1 - its square over that of the last seen"
+            ]
         )
-        say(f"  right answer, which pass@1 estimates; distance: in weights, to step {target} as trained;")
-        say("  skill: 1 - its square over that of the last seen")
-        for line in comparison.verdict():
-            say(line)
+        self._tell(comparison.verdict(), indent="")
 
     def answer(self, comparison: Comparison) -> tuple[Answer, ...]:
         """Load the best prediction as anyone would, and let it answer."""
@@ -276,6 +277,12 @@ class Tour:
             ("ingest", self._run, store),
         ):
             self._say(f"  $ ckptlin {shlex.join(map(str, words))}")
+
+    def _tell(self, sentences: Sequence[str], *, indent: str = "  ") -> None:
+        """Say sentences, each from a line of its own on."""
+        for sentence in sentences:
+            for line in textwrap.wrap(sentence, _WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  "):
+                self._say(line)
 
     def _command(self, *words: object) -> None:
         """Say what does the same by hand."""

@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from ckptlin_cli.main import COMMANDS
 from safetensors.numpy import load_file
 
 from ckptlin.demo import DEMO_METHODS, DemoSettings, base_model, run_demo
@@ -17,10 +16,9 @@ from ckptlin.errors import InputError, MissingExtraError, OutputExistsError
 from ckptlin.fit import read_summary
 from ckptlin.methods import get_method
 from ckptlin.problems import draw_sums, in_test_split
-from ckptlin.rl.config_file import load_config
 from ckptlin.rl.step_log import read_log
 from ckptlin.store.store import TrajectoryStore
-from tests.command_line import call
+from tests.command_line import call, call_json
 from tests.demo.conftest import SEED, TINY
 
 SAVES = range(0, TINY.steps + 1, TINY.save_every)
@@ -111,12 +109,10 @@ def test_the_commands_that_are_said_do_the_same_by_hand(toured, tmp_path):
     commands = commands_in(toured.said, "$ ckptlin ")
     names = [words[0] for words in commands]
     assert names == ["train", "ingest", "fit", "plot", "backtest", *["extrapolate"] * len(DEMO_METHODS)]
-    train = commands.pop(0)
-    assert train[:2] == ["train", "grpo"]
-    given = load_config(out / "train.yaml")
-    assert train[2:] == ["--config", str(out / "train.yaml"), "--out", str(out / "run")]
-    assert given.to_dict() == json.loads((out / "run" / "ckptlin-train.json").read_text())["config"]
-    for words in commands:
+    plan = call_json(*commands[0], "--dry-run")
+    assert plan["resumes_at"] == TINY.steps
+    assert plan["config"] == json.loads((out / "run" / "ckptlin-train.json").read_text())["config"]
+    for words in commands[1:]:
         for path in (out / "store", out / "extrapolated", out / "figures"):
             words[1:] = [w.replace(str(path), str(tmp_path / path.name)) for w in words[1:]]
         call(*words)
@@ -133,13 +129,9 @@ def test_the_commands_to_go_on_with_work(toured, tmp_path):
     commands = commands_in(toured.said, "  $ ckptlin ")
     assert [words[0] for words in commands] == ["fit", "backtest", "extrapolate", "train", "ingest"]
     for words in commands:
-        assert words[0] in COMMANDS or words[0] == "train"
         if words[0] == "train":
-            options = dict(zip(words[2::2], words[3::2], strict=True))
-            longer = load_config(out / "train.yaml", overrides=[f"steps={options['--steps']}"])
-            assert longer.differences(load_config(out / "run" / "config.yaml")) == ["steps"]
-            assert longer.steps > TINY.steps
-            assert (options["--config"], options["--out"]) == (str(out / "train.yaml"), str(out / "run"))
+            plan = call_json(*words, "--dry-run")
+            assert (plan["resumes_at"], plan["steps"]) == (TINY.steps, TINY.last_seen)
         else:
             assert call(*[word.replace(f"{out}/step-", f"{tmp_path}/step-") for word in words]).stdout
 
@@ -204,11 +196,12 @@ def test_what_it_says_has_the_figures_and_their_noise(toured):
     for found in evaluations:
         assert f"{found.pass_at_1:.1%} ± {found.standard_error:.1%}" in text
         assert f"{found.computed:.1%}" in text
-    for line in (*result.comparison.verdict(), *result.rise.verdict(), *result.backtest.sentences()):
-        assert any(line == told.strip() for told in said)
+    flowing = " ".join(text.split())
+    for sentence in (*result.comparison.verdict(), *result.rise.verdict(), *result.backtest.sentences()):
+        assert sentence in flowing
     assert all(str(path) in text for path in (*result.figures, toured.out / "demo.json"))
     assert all(answer.text in text for answer in result.answers)
-    assert max(map(len, (line for line in said if str(toured.out) not in line))) <= 140
+    assert max(map(len, (line for line in said if str(toured.out) not in line))) <= 110
 
 
 def test_progress_comes_to_the_end_of_every_phase(toured):
