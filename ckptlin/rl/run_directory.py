@@ -242,7 +242,7 @@ def open_run(
             _sweep(path / _RESUME)
         run = find_run(path, config) if is_main else None
         if run is not None:
-            run.note(config=config.to_dict())
+            run.note(config=config.to_dict(), finished=False)
         else:
             run = RunDirectory(
                 path,

@@ -3,7 +3,6 @@
 A transformers callback.  A step ends where a generation's last update was made; only there is anything saved.
 """
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +143,7 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
             clip_share=figure("clip_ratio/region_mean"),
             kl_start=figure("kl_start"),
             loss=float(logs["loss"]),
-            grad_norm=float(logs.get("grad_norm", math.nan)),
+            grad_norm=figure("grad_norm"),
             lr=float(logs["learning_rate"]),
             tokens=state.tokens,
             tokens_per_s=tokens_per_s,
