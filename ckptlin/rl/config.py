@@ -281,9 +281,9 @@ class LogConfig:
     ----------
     tensorboard, wandb : bool
     wandb_project : str
-    kl_every : int
+    kl_every : int or None
         Steps between estimates of the KL divergence to the starting model, which is loaded for them; 0 for
-        never.
+        never, None for what the engine can do: every 10 steps with ``trl``.
     store : str or None
         Trajectory store that each checkpoint is appended to.
     """
@@ -291,11 +291,11 @@ class LogConfig:
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "ckptlin"
-    kl_every: int = 0
+    kl_every: int | None = None
     store: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.kl_every >= 0, "log.kl_every", self.kl_every, "0 or more")
+        _require(self.kl_every is None or self.kl_every >= 0, "log.kl_every", self.kl_every, "0 or more")
 
 
 @dataclass(frozen=True)

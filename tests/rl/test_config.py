@@ -119,7 +119,7 @@ def configurations(draw: st.DrawFn) -> TrainConfig:
             )
         ),
         extra=extra,
-        log=draw(st.builds(LogConfig, kl_every=st.integers(0, 9), store=st.none() | names)),
+        log=draw(st.builds(LogConfig, kl_every=st.none() | st.integers(0, 9), store=st.none() | names)),
         stop=draw(st.builds(StopConfig, window=counts, collapse=below_one)),
         verl=draw(
             st.builds(

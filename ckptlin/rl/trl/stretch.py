@@ -19,6 +19,8 @@ __all__ = ["Stretch"]
 
 # The arguments of a trainer, pickled: nothing that a checkpoint needs, and nobody should have to unpickle.
 _PICKLED = "training_args.bin"
+# Two more forward passes of a batch, and a second model in memory: often enough to be seen, and cheap.
+_KL_EVERY = 10
 
 
 class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -58,7 +60,7 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     @property
     def kl_due(self) -> bool:
         """Whether the step that is being made is one for which the divergence is estimated."""
-        every = self._config.log.kl_every
+        every = _KL_EVERY if self._config.log.kl_every is None else self._config.log.kl_every
         return bool(every) and (self.state.step + 1) % every == 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
