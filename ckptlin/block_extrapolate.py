@@ -219,7 +219,7 @@ class BlockPredictor:
                     reference = self._source.read_block(block, [reading.reference])[0]
                 total = BlockSum(spec.dtype, reference)
             total.add(bits, np.array([reading.weights[row] for row in group]))
-            if regression is not None:
+            if regression is not None and len(reading.groups) > 1:
                 regression.add(bits)
         assert total is not None  # noqa: S101 (there is at least one group)
         if move is not None:
@@ -229,7 +229,7 @@ class BlockPredictor:
         last = bits[-1]
         keep, num_gated = None, 0
         if regression is not None and self._min_r2 is not None:
-            fit, trusted = regression.finish()
+            fit, trusted = regression.finish() if len(reading.groups) > 1 else regression.fit(bits)
             if not trusted and not careful:
                 # A NaN would pass for a parameter without R², which the gate holds.
                 self._require_finite(block)

@@ -1,12 +1,13 @@
 """How much memory an extrapolation takes, and how much of it a rank-one search may hold a matrix in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ckptlin.checkpoints import RunTrajectories
 from ckptlin.kernels.rank_one import WIDTH
 from ckptlin.memory import MemoryPlan
 from ckptlin.rank_one import MAX_PASSES, as_matrices
+from ckptlin.selection import row_groups
 from ckptlin.store.store import TrajectoryStore
 
 __all__ = ["figures_bytes", "pair_bytes", "plan_memory"]
@@ -15,7 +16,7 @@ __all__ = ["figures_bytes", "pair_bytes", "plan_memory"]
 def plan_memory(
     source: TrajectoryStore | RunTrajectories,
     rules: Mapping[str, str],
-    num_rows: int,
+    rows: Sequence[int],
     budget: int,
     num_workers: int,
     *,
@@ -23,8 +24,8 @@ def plan_memory(
     is_searched: bool,
     extra_bytes: int,
 ) -> tuple[MemoryPlan, int]:
-    """Plan the memory, and how much of it a rank-one search may hold a matrix in."""
-    block_bytes = _widest_block(source, num_rows, is_gated=is_gated, is_moved=is_searched)
+    """Plan the memory of a prediction from ``rows``, and how much of it a search may hold a matrix in."""
+    block_bytes = _widest_block(source, rows, is_gated=is_gated, is_moved=is_searched)
     if not is_searched:
         plan = MemoryPlan.within(budget, "extrapolate", block_bytes, num_workers, extra_bytes=extra_bytes)
         return plan, 0
@@ -40,11 +41,13 @@ def plan_memory(
 
 
 def _widest_block(
-    source: TrajectoryStore | RunTrajectories, num_rows: int, *, is_gated: bool, is_moved: bool
+    source: TrajectoryStore | RunTrajectories, rows: Sequence[int], *, is_gated: bool, is_moved: bool
 ) -> int:
     """Bytes that the largest block takes while it is predicted."""
     widest = 1
-    size = source.record.chunk_steps * 2 if isinstance(source, TrajectoryStore) else min(num_rows, 16)
+    size = source.record.chunk_steps * 2 if isinstance(source, TrajectoryStore) else min(len(rows), 16)
+    # Rows that are read together are regressed together, and nothing is kept between groups.
+    is_gated = is_gated and len(row_groups(source, rows)) > 1
     for spec in source.tensors.values():
         num_params = max((block.num_params for block in source.blocks(spec.name)), default=0)
         state = 7 * 8 + 7 * spec.dtype.itemsize if is_gated else 0

@@ -311,7 +311,7 @@ def plan_extrapolation(
     memory, held_bytes = plan_memory(
         source,
         rules,
-        len(window if coefficients is None else coefficients.rows),
+        window if coefficients is None else coefficients.rows,
         default_budget() if memory_bytes is None else memory_bytes,
         num_workers or available_workers(),
         is_gated=min_r2 is not None,

@@ -131,6 +131,8 @@ def test_what_was_done_is_reported(make_run, tmp_path):
         "steps_added": list(STEPS),
         "steps_present": [],
         "skipped": [],
+        "jumps": [],
+        "jumps_added": [],
         "tensors": len(MODEL),
         "params": sum(w.size for w in weights_at(0).values()),
         "raw_bytes": raw,

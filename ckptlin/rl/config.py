@@ -281,9 +281,9 @@ class LogConfig:
     ----------
     tensorboard, wandb : bool
     wandb_project : str
-    kl_every : int
+    kl_every : int or None
         Steps between estimates of the KL divergence to the starting model, which is loaded for them; 0 for
-        never.
+        never, None for what the engine can do: every 10 steps with ``trl``.
     store : str or None
         Trajectory store that each checkpoint is appended to.
     """
@@ -291,11 +291,11 @@ class LogConfig:
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "ckptlin"
-    kl_every: int = 0
+    kl_every: int | None = None
     store: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.kl_every >= 0, "log.kl_every", self.kl_every, "0 or more")
+        _require(self.kl_every is None or self.kl_every >= 0, "log.kl_every", self.kl_every, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,8 @@ class VerlConfig:
     tensor_parallel : int
         GPUs that share a copy of the model while answers are drawn.
     overrides : dict
-        Further settings of verl by their dotted names, or nested: offloading, sequence parallelism, kernels.
+        Further settings of verl by their dotted names, or nested: offloading, sequence parallelism, kernels;
+        what JSON can hold, since the run's record keeps them.
     """
 
     nodes: int = 1
@@ -340,6 +341,8 @@ class VerlConfig:
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus_per_node", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"verl.{name}", getattr(self, name), "at least 1")
+        _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
+        _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
         if self.num_gpus % self.tensor_parallel:
             raise InputError(
                 f"verl.tensor_parallel ({self.tensor_parallel}) must divide the {self.num_gpus} GPUs of "

@@ -5,37 +5,19 @@ An engine knows steps, weights and rewards, and nothing of RL-Extra: legs and ju
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from ckptlin.errors import SelectionError
 from ckptlin.problems import Problem
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.run_directory import RunDirectory
+from ckptlin.rl.sampled_rewards import SampledRewards
 from ckptlin.rl.state import TrainState
 from ckptlin.rl.step_log import StepListener
 
 __all__ = ["Engine", "SampledRewards", "open_engine"]
-
-
-@dataclass(frozen=True)
-class SampledRewards:
-    """Rewards of answers that were sampled without training on them.
-
-    Attributes
-    ----------
-    rewards : numpy.ndarray
-        ``(num_problems, num_samples) float64``.
-    tokens : int
-        Tokens generated for it.
-    """
-
-    rewards: np.ndarray[Any, Any]
-    tokens: int
 
 
 class Engine(Protocol):
@@ -98,5 +80,5 @@ def open_engine(name: str, *, progress: Progress = NO_PROGRESS) -> Engine:
     if name == "verl":
         from ckptlin.rl.verl.engine import VerlEngine
 
-        return VerlEngine()
+        return VerlEngine(progress=progress)
     raise SelectionError(f"no engine `{name}`; there are {', '.join(TrainConfig.ENGINES)}")

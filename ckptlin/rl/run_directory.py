@@ -40,7 +40,7 @@ _CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 # Names under which files and directories are written before they get their own.
 _PARTIAL = re.compile(r"\..+\.(partial|(partial|replaced)-[0-9a-f]+)")
 # What may change from one start to the next without another run coming out.
-_FREE = ("steps", "log.", "stop.", "sampling.gpu_memory", "sampling.server_url", "device")
+_FREE = ("steps", "log.", "stop.", "sampling.gpu_memory", "sampling.server_url", "device", "verl.")
 # A disk with less than this left is full for a checkpoint.
 _FULL_BYTES = 1 << 20
 _WEIGHTS = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors(\.index\.json)?")
@@ -242,7 +242,7 @@ def open_run(
             _sweep(path / _RESUME)
         run = find_run(path, config) if is_main else None
         if run is not None:
-            run.note(config=config.to_dict())
+            run.note(config=config.to_dict(), finished=False)
         else:
             run = RunDirectory(
                 path,

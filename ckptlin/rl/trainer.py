@@ -30,7 +30,7 @@ from ckptlin.rl.trajectory import TrajectoryListener
 
 __all__ = ["TrainResult", "train"]
 
-_VERSIONS = ("torch", "transformers", "trl", "accelerate", "numpy")
+_VERSIONS = ("torch", "transformers", "trl", "verl", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,15 @@ def append_to_store(
         step=last[-1],
         first_step=last[0],
         num_checkpoints=len(last),
-        median=model.moved.median,
-        null_median=model.null_moved.median,
-        above_7=model.moved.above_7,
-        null_above_7=model.null_moved.above_7,
+        median=_plain(model.moved.median),
+        null_median=_plain(model.null_moved.median),
+        above_7=_plain(model.moved.above_7),
+        null_above_7=_plain(model.null_moved.above_7),
     )
+
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None else float(value)  # of numpy's scalars neither CSV nor JSON knows
 
 
 class StoreAppender:

@@ -100,7 +100,7 @@ def _place_options(function: Any) -> Any:
     function = click.option(
         "--out",
         "out_dir",
-        type=click.Path(path_type=Path),
+        type=click.Path(),
         required=True,
         metavar="RUN",
         callback=not_empty,
@@ -230,6 +230,7 @@ def _train(name: str, given: dict[str, Any], *, with_extra: bool) -> None:
     from ckptlin.rl.config_file import load_config
     from ckptlin.rl.plan import plan_training
 
+    out_dir = Path(out_dir)
     settings = {key.replace("__", "."): value for key, value in given.items() if value is not None}
     config = load_config(config_path, settings=settings, overrides=overrides, with_extra=with_extra)
     plan = plan_training(config, out_dir, overwrite=overwrite)

@@ -23,6 +23,7 @@ from ckptlin.rl.config import (
     SamplingConfig,
     StopConfig,
     TrainConfig,
+    VerlConfig,
 )
 from ckptlin.rl.config_file import config_from_dict, config_to_yaml, load_config
 
@@ -118,8 +119,16 @@ def configurations(draw: st.DrawFn) -> TrainConfig:
             )
         ),
         extra=extra,
-        log=draw(st.builds(LogConfig, kl_every=st.integers(0, 9), store=st.none() | names)),
+        log=draw(st.builds(LogConfig, kl_every=st.none() | st.integers(0, 9), store=st.none() | names)),
         stop=draw(st.builds(StopConfig, window=counts, collapse=below_one)),
+        verl=draw(
+            st.builds(
+                VerlConfig,
+                nodes=st.integers(1, 4),
+                gpus_per_node=st.integers(1, 8),
+                overrides=st.dictionaries(st.text(), json_values, max_size=3),
+            )
+        ),
     )
 
 
@@ -138,7 +147,7 @@ def leaves(kind=TrainConfig, prefix=""):
 
     def walk(data, prefix):
         for key, value in data.items():
-            if isinstance(value, dict) and key != "parameters":
+            if isinstance(value, dict) and key not in ("parameters", "overrides"):
                 yield from walk(value, f"{prefix}{key}.")
             else:
                 yield f"{prefix}{key}", value
@@ -251,6 +260,9 @@ def refused(*overrides, with_extra=False):
         ("optimizer=adamw", "optimizer is 'adamw', but is a section with settings of its own"),
         ("reward.parameters={when: 2026-01-01}", "reward.parameters is {'when'"),
         ("reward.parameters={1: a}", "reward.parameters is {1: 'a'}"),
+        ("verl.overrides={when: 2026-01-01}", "verl.overrides is {'when'"),
+        ("verl.nodes=0", "verl.nodes is 0"),
+        ("verl.tensor_parallel=3", "must divide the 1 GPUs"),
         ("steps", "`steps` is no setting; write it as key=value"),
         ("steps.x=1", "steps is"),
         ("model=", "model is None"),

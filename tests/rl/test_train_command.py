@@ -171,7 +171,7 @@ def test_other_settings_are_refused_and_overwrite_starts_over(config, tmp_path):
         (["--grader", "perhaps"], "perhaps"),
         (["--out", ""], "must not be empty"),
         (["--set", "sampling.backend=vllm-colocate"], "needs vllm"),
-        (["--set", "sampling.max_prompt_tokens=2"], "longer than sampling.max_prompt_tokens (2)"),
+        (["--set", "sampling.max_prompt_tokens=2"], "exceed sampling.max_prompt_tokens (2)"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_sentence_before_anything_is_written(config, tmp_path, words, expected):
@@ -345,4 +345,4 @@ def test_quiet_shows_notes_alone(capsys):
 
 def test_the_group_is_a_group():
     assert isinstance(command, click.Group)
-    assert list(command.commands) == ["grpo", "rl-extra", "algorithms"]
+    assert list(command.commands) == ["grpo", "rl-extra", "algorithms", "launch-config"]

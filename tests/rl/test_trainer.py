@@ -336,3 +336,16 @@ def test_what_a_grader_found_out_of_the_ordinary_is_passed_on(tiny_model, tmp_pa
     monkeypatch.setattr(ExactGrader, "notes", property(lambda self: ["16 answers were odd"]))
     train(tiny_config(tiny_model, steps=1, reward=RewardConfig("exact")), tmp_path / "run", progress=Notes())
     assert notes == ["16 answers were odd"]
+
+
+@pytest.mark.parametrize("kept", ["reset", "keep"])
+def test_the_schedule_counts_real_steps_across_jumps_and_restarts(tiny_model, tmp_path, kept):
+    optimizer = OptimizerConfig(lr=1e-3, schedule="linear", warmup_steps=1)
+    config = tiny_config(tiny_model, steps=6, optimizer=optimizer)
+    plain = train(config, tmp_path / "plain").out_dir
+    extra = train(replace(config, extra=RlExtraConfig(m=2, n=3, optimizer=kept)), tmp_path / "extra").out_dir
+    rates = [row.lr for row in read_log(plain / "log.csv")]
+    assert rates == [row.lr for row in read_log(extra / "log.csv")]
+    # Twelve updates, of which two warm up; a row tells the rate of a step's last update.
+    expected = [1e-3 * (0.5 if update == 1 else (12 - update) / 10) for update in range(1, 12, 2)]
+    assert rates == pytest.approx(expected)

@@ -19,8 +19,8 @@ from ckptlin.problems import Problem, PromptTemplate, get_template, load_problem
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.data_order import data_order
-from ckptlin.rl.engine import SampledRewards
 from ckptlin.rl.run_directory import RunDirectory, link_model
+from ckptlin.rl.sampled_rewards import SampledRewards
 from ckptlin.rl.state import TrainState
 from ckptlin.rl.step_log import StepListener
 

@@ -8,7 +8,7 @@ import numpy as np
 from ckptlin.grading import Completion, Grader
 from ckptlin.problems import Problem
 from ckptlin.rl.config import SamplingConfig
-from ckptlin.rl.engine import SampledRewards
+from ckptlin.rl.sampled_rewards import SampledRewards
 
 __all__ = ["completions_of", "sample_rewards"]
 

@@ -3,7 +3,6 @@
 A transformers callback.  A step ends where a generation's last update was made; only there is anything saved.
 """
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,8 @@ __all__ = ["Stretch"]
 
 # The arguments of a trainer, pickled: nothing that a checkpoint needs, and nobody should have to unpickle.
 _PICKLED = "training_args.bin"
+# Two more forward passes of a batch, and a second model in memory: often enough to be seen, and cheap.
+_KL_EVERY = 10
 
 
 class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -59,7 +60,7 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     @property
     def kl_due(self) -> bool:
         """Whether the step that is being made is one for which the divergence is estimated."""
-        every = self._config.log.kl_every
+        every = _KL_EVERY if self._config.log.kl_every is None else self._config.log.kl_every
         return bool(every) and (self.state.step + 1) % every == 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -144,7 +145,7 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
             clip_share=figure("clip_ratio/region_mean"),
             kl_start=figure("kl_start"),
             loss=float(logs["loss"]),
-            grad_norm=float(logs.get("grad_norm", math.nan)),
+            grad_norm=figure("grad_norm"),
             lr=float(logs["learning_rate"]),
             tokens=state.tokens,
             tokens_per_s=tokens_per_s,

@@ -27,10 +27,11 @@ import numpy as np
 from ckptlin.errors import CkptlinError, InputError, MissingExtraError, TrainingStoppedError
 from ckptlin.grading import open_grader
 from ckptlin.problems import Problem, load_problems
+from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.data_order import data_order
-from ckptlin.rl.engine import SampledRewards
 from ckptlin.rl.run_directory import RunDirectory, link_model
+from ckptlin.rl.sampled_rewards import SampledRewards
 from ckptlin.rl.state import TrainState
 from ckptlin.rl.step_log import StepListener
 from ckptlin.rl.verl.hydra import hydra_value
@@ -64,14 +65,23 @@ class VerlEngine:
         Program that takes the Hydra overrides; by default verl's trainer on this Python.
     poll_s : float
         Seconds between two looks at what verl has written.
+    progress : Progress
+        Is told when verl is started.
     """
 
     name = "verl"
 
-    def __init__(self, *, command: Sequence[str] | None = None, poll_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        command: Sequence[str] | None = None,
+        poll_s: float = 1.0,
+        progress: Progress = NO_PROGRESS,
+    ) -> None:
         self._is_verl = command is None
         self._command = tuple(command or (sys.executable, "-m", "verl.trainer.main_ppo"))
         self._poll_s = poll_s
+        self._progress = progress
 
     @property
     def is_main(self) -> bool:
@@ -101,7 +111,7 @@ class VerlEngine:
         """Write checkpoint 0 and the resume point of step 0."""
         from ckptlin.rl.trl.model import load_model, load_tokenizer
 
-        with run.new_checkpoint(0) as path:
+        with run.new_checkpoint(0) as path, _no_bars():
             load_model(config.model).save_pretrained(path)
             load_tokenizer(config.model).save_pretrained(path)
         state = TrainState(Path())
@@ -207,6 +217,7 @@ class VerlEngine:
         # Hydra's own log would lie in whatever directory this was started in.
         command = [*self._command, *overrides, f"hydra.run.dir={hydra_value(str(work / 'hydra'))}"]
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
+        self._progress.note(f"verl is started, which takes some minutes; it writes to {log}")
         with LoggedProcess(command, log=log, environment=environment) as process:
             code = None
             while code is None:
@@ -246,6 +257,20 @@ def _check_gpus(config: TrainConfig) -> None:
         raise InputError(
             f"verl.gpus_per_node is {asked}, but this machine has {there} GPUs, and verl would wait for more"
         )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def verl_overrides(
     >>> file, out_dir = Path("/run/verl/a.parquet"), Path("/run/verl/checkpoints")
     >>> found = verl_overrides(config, train_files=[file], out_dir=out_dir, total_steps=9, model_path="./base")
     >>> [item for item in found if "lr=" in item or "adv_estimator" in item]
-    ['actor_rollout_ref.actor.optim.lr=1e-06', "algorithm.adv_estimator='grpo'"]
+    ["algorithm.adv_estimator='grpo'", 'actor_rollout_ref.actor.optim.lr=1e-06']
     """
     check_supported(config)
     settings = _model_and_data(

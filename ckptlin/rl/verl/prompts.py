@@ -39,7 +39,7 @@ def chat_template_of(config: TrainConfig, tokenizer: Any) -> str | None:
         None for the tokenizer's own.  For plain text, one that adds nothing but what the tokenizer itself puts
         before a text.
     """
-    if config.data.chat:
+    if template_of(config).chat:
         return None
     begins = tokenizer.bos_token_id is not None and tokenizer("0")["input_ids"][:1] == [tokenizer.bos_token_id]
     return ("{{ bos_token }}" if begins else "") + _PLAIN
@@ -57,7 +57,8 @@ def check_prompts(config: TrainConfig, tokenizer: Any, problems: Sequence[Proble
     template = template_of(config)
     if template.chat and not tokenizer.chat_template:
         raise InputError(
-            f"data.chat is set, but the tokenizer of model `{config.model}` has no chat template; unset it"
+            f"prompt template `{template.name}` is for a chat, but the tokenizer of model `{config.model}` "
+            "has no chat template; set data.chat=false"
         )
     limit = config.sampling.max_prompt_tokens
     longest, most, num_over = "", 0, 0

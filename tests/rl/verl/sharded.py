@@ -17,8 +17,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from verl.trainer.config import CheckpointConfig
-from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
 SAVED = ["model", "optimizer", "extra", "hf_model"]
 
@@ -32,6 +30,9 @@ def write_weights(model, path):
 
 
 def main():
+    from verl.trainer.config import CheckpointConfig
+    from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
+
     mode, source, actor, weights, rank, world_size, rendezvous = sys.argv[1:]
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world_size)

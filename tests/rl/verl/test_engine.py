@@ -36,7 +36,7 @@ def launch(monkeypatch):
 
     def use(*options):
         engine = VerlEngine(command=[sys.executable, str(PROGRAM), *options], poll_s=0.05)
-        monkeypatch.setattr(trainer, "open_engine", lambda name: engine)
+        monkeypatch.setattr(trainer, "open_engine", lambda name, **_: engine)
         return engine
 
     use()
@@ -286,13 +286,13 @@ from ckptlin.rl import trainer
 from ckptlin.rl.config_file import load_config
 from ckptlin.rl.verl.engine import VerlEngine
 engine = VerlEngine(command=[sys.executable, {str(PROGRAM)!r}, "--sleep", "0.1"], poll_s=0.02)
-trainer.open_engine = lambda name: engine
+trainer.open_engine = lambda name, **_: engine
 config = load_config(Path({str(tmp_path / "config.yaml")!r}), with_extra=True)
 trainer.train(config, Path({str(tmp_path / "run")!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", ours], start_new_session=True)
     log = tmp_path / "run/log.csv"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(read_log(log)) < 6:  # in the second leg, two steps after its start
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -201,8 +201,9 @@ def test_further_settings_are_handed_on(make_config):
         ({"reward.num_workers": 1}, "decides what is trained, graded or saved"),
         ({"+algorithm.x": 1}, "dotted name"),
         ({"a": 1}, "dotted name"),
-        ({"a.b": math.nan}, "nan cannot be given to verl"),
-        ({"a.b": object()}, "cannot be given to verl"),
+        ({"a.b": "${c.d}"}, "takes ${ for a reference"),
+        ({"a.b": math.nan}, "made of JSON's types"),
+        ({"a.b": object()}, "made of JSON's types"),
     ],
 )
 def test_further_settings_are_refused_where_they_would_train_something_else(make_config, overrides, message):

@@ -1,5 +1,6 @@
 """Problems on their way to verl and back."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -67,7 +68,8 @@ def test_plain_text_goes_through_verls_chat_template_unchanged(make_config, toke
 
 
 def test_a_chat_keeps_the_tokenizers_own_template(make_config, tokenizer):
-    config = make_config(data__chat=True)
+    config = make_config(data__template="boxed")  # for a chat, unless data.chat says otherwise
+    assert chat_template_of(make_config(data__template="boxed", data__chat=False), tokenizer) is not None
     assert chat_template_of(config, tokenizer) is None
     with pytest.raises(InputError, match="has no chat template"):
         check_prompts(config, tokenizer, load_problems("sums:train", limit=1))
@@ -85,8 +87,12 @@ def test_prompts_that_verl_would_cut_are_refused(make_config, tokenizer):
         check_prompts(make_config(sampling__max_prompt_tokens=10), tokenizer, problems)
 
 
-def test_earlier_messages_have_no_place_in_plain_text(make_config, tokenizer):
-    earlier = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
-    problem = Problem("1+1=", "2", extra={"messages": earlier})
+def test_earlier_messages_go_with_a_chat_and_have_no_place_in_plain_text(make_config, tokenizer, tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"prompt": chat, "answer": "2"}))
+    problems = load_problems(tmp_path / "chat.jsonl")
     with pytest.raises(InputError, match="earlier chat messages"):
-        check_prompts(make_config(), tokenizer, [problem])
+        check_prompts(make_config(), tokenizer, problems)
+    write_prompts(tmp_path / "a.parquet", make_config(data__chat=True), problems, [0])
+    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert row["prompt"] == chat

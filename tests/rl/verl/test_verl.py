@@ -1,15 +1,17 @@
 """What is handed to verl, held against verl 0.9.1 itself; `make test-verl` has an environment for it.
 
-Nothing here needs a GPU or starts Ray: settings are composed and validated, names looked up in verl's
-registries, and the pieces that are called from both sides are called.
+Nothing here needs a GPU: settings are composed and validated, names looked up in verl's registries, and the
+pieces that are called from both sides are called.
 """
 
 import asyncio
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +29,7 @@ from ckptlin.rl.trl.model import load_tokenizer
 from ckptlin.rl.verl.hydra import hydra_value
 from ckptlin.rl.verl.metrics import MetricsFile, step_row
 from ckptlin.rl.verl.overrides import sampling_overrides, verl_overrides
+from ckptlin.rl.verl.process import LoggedProcess
 from ckptlin.rl.verl.prompts import chat_template_of, write_prompts
 from ckptlin.rl.verl.reward import RewardManager, write_grader
 
@@ -451,3 +454,59 @@ def test_figures_have_the_names_that_are_looked_for(make_config):
     assert row.reward == 3.0
     assert row.length == 3.0
     assert figures["perf/time_per_step"] == 2.0
+
+
+def test_a_resume_point_is_read_as_the_step_of_its_name_and_without_a_position_in_the_data(
+    make_config, told, tmp_path
+):
+    """verl's own way of going on, with workers that note down what they are to load."""
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    shards = tmp_path / "run/resume/30-0/verl"
+    (shards / "actor").mkdir(parents=True)
+    link = tmp_path / "global_step_4"
+    link.symlink_to(shards)
+    loaded = []
+    workers = SimpleNamespace(load_checkpoint=lambda **arguments: loaded.append(arguments["local_path"]))
+    loader = SimpleNamespace(load_state_dict=loaded.append)
+    trainer = SimpleNamespace(
+        config=composed(told(make_config(), resume_from=link)),
+        actor_rollout_wg=workers,
+        train_dataloader=loader,
+        use_critic=False,
+        trainer_mode="sync",
+    )
+    PPOTrainerSync._load_checkpoint(trainer)
+    assert trainer.global_steps == 4
+    assert loaded == [f"{link}/actor"]
+
+
+def processes_with(text):
+    """Process numbers of all living processes that have a text in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and text.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_ray_that_was_started_ends_with_all_its_daemons(tmp_path):
+    # Ray's sockets have no room for the long names of pytest's directories.
+    with tempfile.TemporaryDirectory(prefix="ray-") as directory:
+        program = f"""
+import pathlib, time, ray
+ray.init(num_cpus=1, include_dashboard=False, _temp_dir={directory!r})
+pathlib.Path({str(tmp_path / "up")!r}).touch()
+time.sleep(600)
+"""
+        command = [sys.executable, "-c", program]
+        with LoggedProcess(command, log=tmp_path / "log", environment=os.environ) as process:
+            while not (tmp_path / "up").exists():
+                assert process.wait(0.1) is None, process.last_lines(20)
+            daemons = processes_with(directory)
+            # The supervisor, the driver, and at least Ray's control store and its raylet.
+            assert len(daemons) >= 4
+        assert not processes_with(directory)
