@@ -16,8 +16,9 @@ from ckptlin.demo.corpus import encode, longest_completion
 from ckptlin.demo.isolation import undisturbed
 from ckptlin.problems import Problem
 from ckptlin.rl.config import DataConfig, RewardConfig, SamplingConfig, TrainConfig
-from ckptlin.rl.engine import SampledRewards, open_engine
+from ckptlin.rl.engine import open_engine
 from ckptlin.rl.guard import compare
+from ckptlin.rl.sampled_rewards import SampledRewards
 
 __all__ = ["Difference", "Evaluation", "answer_probabilities", "difference", "distance", "evaluate"]
 

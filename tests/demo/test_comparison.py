@@ -6,7 +6,7 @@ import pytest
 from ckptlin.demo.comparison import Comparison
 from ckptlin.demo.evaluation import Evaluation
 from ckptlin.demo.figure import draw_comparison, draw_rewards
-from ckptlin.rl.engine import SampledRewards
+from ckptlin.rl.sampled_rewards import SampledRewards
 
 NUM_PROBLEMS = 200
 

@@ -14,7 +14,7 @@ from ckptlin.demo.rewards import measure_rise
 from ckptlin.errors import InputError
 from ckptlin.problems import draw_sums, make_sum
 from ckptlin.problems.sums import build_tokenizer
-from ckptlin.rl.engine import SampledRewards
+from ckptlin.rl.sampled_rewards import SampledRewards
 
 HELD_OUT = draw_sums(150, split="test", seed=7)
 
