@@ -127,8 +127,8 @@ def run_demo(
 
     - Reward over the first and the last 50 steps: .417 and .551, .435 and .556 (± .007).
     - R² of all parameters: median .95, .79 and .80 of them above 0.7; random walks .43 and .44, .25.
-    - pass@1, computed: .410 at step 0, .491 at step 150 in both, .558 and .557 at step 300 as trained; predicted
-      for step 300: auto .550 and .553, two-point .551 and .550, ols .554 and .552.
+    - pass@1, computed: .410 at step 0, .491 at step 150 in both, .558 and .557 at step 300 as trained; of its
+      predictions auto .550 and .553, two-point .551 and .550, ols .554 and .552.
     - Skill: auto .88, two-point .84 and .83, ols .82 and .81.
     - A thousand sums with four answers each tell differences of about .006 apart: with seed 0 two-point and ols
       are below what was trained by more than two standard errors, with seed 1 nothing is.
