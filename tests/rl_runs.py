@@ -16,7 +16,7 @@ from ckptlin.rl.config import (
     TrainConfig,
 )
 
-__all__ = ["bad_reward", "save_tiny_model", "share_of_digits", "tiny_config"]
+__all__ = ["NOTED", "bad_reward", "noted", "save_tiny_model", "share_of_digits", "tiny_config"]
 
 # A function of an importable module is a grader: also in another process.
 REWARD = "tests.rl_runs:share_of_digits"
@@ -25,6 +25,16 @@ REWARD = "tests.rl_runs:share_of_digits"
 def share_of_digits(completion: str, problem: Problem) -> float:
     """Reward digits: even random weights write some, and more of them are easily learned."""
     return sum(letter.isdigit() for letter in completion) / 16
+
+
+# The prompts of the answers that `noted` was given, in their order.
+NOTED: list[str] = []
+
+
+def noted(completion: str, problem: Problem) -> float:
+    """Reward digits, and note which prompts were trained on."""
+    NOTED.append(problem.id)
+    return share_of_digits(completion, problem)
 
 
 def bad_reward(completion: str, problem: Problem) -> float:

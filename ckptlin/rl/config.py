@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+# Steps between estimates of the divergence: two more forward passes of a batch, and a second model in memory.
+KL_EVERY = 10
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the problems come from.
@@ -342,7 +346,6 @@ class VerlConfig:
         for name in ("nodes", "gpus_per_node", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"verl.{name}", getattr(self, name), "at least 1")
         _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
-        _require(_is_json(self.overrides), "verl.overrides", self.overrides, "made of JSON's types")
         if self.num_gpus % self.tensor_parallel:
             raise InputError(
                 f"verl.tensor_parallel ({self.tensor_parallel}) must divide the {self.num_gpus} GPUs of "
@@ -370,7 +373,8 @@ class TrainConfig:
     passes : int
         How often each batch is gone through.
     micro_batch : int or None
-        Rollouts that go through the model at once on a device; None for all of a mini-batch.
+        Rollouts that go through the model at once on a device; None for all of a mini-batch on a CPU, and on a
+        GPU for up to 8, of at most 16384 tokens together.
     save_every : int
         Steps between checkpoints.
     seed : int

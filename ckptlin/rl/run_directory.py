@@ -12,6 +12,7 @@ Checkpoints and resume points are written under another name, synced and renamed
 point: what was written after it is made again.
 """
 
+import errno
 import fcntl
 import glob
 import json
@@ -40,7 +41,9 @@ _CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 # Names under which files and directories are written before they get their own.
 _PARTIAL = re.compile(r"\..+\.(partial|(partial|replaced)-[0-9a-f]+)")
 # What may change from one start to the next without another run coming out.
-_FREE = ("steps", "log.", "stop.", "sampling.gpu_memory", "sampling.server_url", "device", "verl.")
+_FREE = ("steps", "log.", "stop.", "sampling.gpu_memory", "sampling.server_url", "verl.")
+# What file systems answer that have no hard links (exFAT, SMB, some FUSE mounts), or have no more of them.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK})
 # A disk with less than this left is full for a checkpoint.
 _FULL_BYTES = 1 << 20
 _WEIGHTS = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors(\.index\.json)?")
@@ -158,7 +161,7 @@ class RunDirectory:
     def after_jump(self, state: TrainState, **changes: Any) -> TrainState:
         """Write the resume point after a leg: weights of the checkpoint it is at now, the rest as it was.
 
-        Files are linked, not copied.
+        Files are linked where the file system can, and not copied.
         """
         moved = replace(state, **changes)
         moved = replace(moved, path=self.state_path(moved, 1))
@@ -168,7 +171,7 @@ class RunDirectory:
                 if file.is_dir():
                     (path / place).mkdir(exist_ok=True)
                 elif file.name != STATE_NAME and not _WEIGHTS.fullmatch(file.name):
-                    os.link(file, path / place)
+                    _share(file, path / place)
             _link(self.checkpoint(moved.virtual_step), path, _WEIGHTS)
         return moved
 
@@ -179,10 +182,20 @@ def link_model(source: Path, target: Path) -> None:
     _link(source, target, _SIDECARS)
 
 
+def _share(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copy2(source, target)
+
+
 def _link(source: Path, target: Path, names: re.Pattern[str]) -> None:
     for file in source.iterdir():
         if file.is_file() and names.fullmatch(file.name):
-            os.link(file, target / file.name)
+            _share(file, target / file.name)
 
 
 def find_run(path: Path, config: TrainConfig) -> RunDirectory | None:
@@ -324,7 +337,8 @@ def _written(target: Path, is_main: bool) -> Iterator[Path]:
                 sync_directory(target.parent)
     except BaseException as error:
         is_full = _says_disk_full(error, target.parent)  # before the space is free again
-        shutil.rmtree(partial, ignore_errors=True)
+        if is_main:
+            shutil.rmtree(partial, ignore_errors=True)
         if is_full:
             raise DiskFullError(
                 f"the disk is full: {target} could not be written; free some space and run the same "

@@ -1,7 +1,9 @@
 """What is known of a step, and where it is written: CSV and TensorBoard, and Weights & Biases if asked."""
 
 import csv
+import importlib.util
 import io
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import Any, Protocol
 
 from ckptlin.atomic import is_disk_full, write_file
 from ckptlin.errors import CheckpointError, DiskFullError, MissingExtraError
+from ckptlin.rl.config import LogConfig
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.state import JumpRecord, TrainState
 
-__all__ = ["Listeners", "StepListener", "StepLog", "StepRow", "open_tensorboard", "read_log"]
+__all__ = ["Listeners", "StepListener", "StepLog", "StepRow", "check_log", "open_tensorboard", "read_log"]
 
 
 @dataclass(frozen=True)
@@ -221,31 +224,32 @@ def _as_csv(*rows: Sequence[str]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def open_tensorboard(path: Path, step: int) -> Any:
-    """Open a writer that goes on after a step; what an earlier one has of later steps no longer counts.
-
-    Raises
-    ------
-    MissingExtraError
-        If tensorboard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+def check_log(log: LogConfig) -> None:
+    """Raise `MissingExtraError` if what a log is written with is not installed."""
+    if log.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise MissingExtraError(
             'log.tensorboard needs tensorboard; pip install "ckptlin[train]", or set log.tensorboard=false'
-        ) from None
+        )
+    if log.wandb and importlib.util.find_spec("wandb") is None:
+        raise MissingExtraError("log.wandb needs wandb; pip install wandb, or set log.wandb=false")
+
+
+def open_tensorboard(path: Path, step: int) -> Any:
+    """Open a writer that goes on after a step; what an earlier one has of later steps no longer counts."""
+    from torch.utils.tensorboard import SummaryWriter
+
     # Also at step 0: a run that was killed before its first resume point begins again.
     return SummaryWriter(str(path), purge_step=step + 1)
 
 
 def _wandb(run: RunDirectory, config: Any) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise MissingExtraError("log.wandb needs wandb; pip install wandb, or set log.wandb=false") from None
+    import wandb
+
+    if "wandb_id" not in run.record:
+        run.note(wandb_id=secrets.token_hex(6))
     return wandb.init(
         project=config["log"]["wandb_project"],
+        id=run.record["wandb_id"],
         name=run.path.name,
         config=config,
         dir=str(run.path),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ckptlin.errors import GradingError, TrainingStoppedError
 from ckptlin.problems import load_problems
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.rl.config import RlExtraConfig, TrainConfig
@@ -24,7 +25,7 @@ from ckptlin.rl.guard import GuardVerdict, choose_problems, compare
 from ckptlin.rl.jump import Landing, choose_landing, predicted
 from ckptlin.rl.run_directory import RunDirectory, link_model, open_run
 from ckptlin.rl.state import JumpRecord, TrainState
-from ckptlin.rl.step_log import Listeners, StepListener, StepLog
+from ckptlin.rl.step_log import Listeners, StepListener, StepLog, check_log
 from ckptlin.rl.stop import StopRule
 from ckptlin.rl.trajectory import TrajectoryListener
 
@@ -107,6 +108,7 @@ def train(
     start = time.perf_counter()
     engine = open_engine(config.engine, progress=progress)
     engine.check(config)
+    check_log(config.log)
     with ExitStack() as stack:
         is_main = engine.is_main
         run = stack.enter_context(
@@ -207,7 +209,13 @@ def _jump(
         if not undone:
             weights = stack.enter_context(predicted(run, state, landing, method=extra.method))
             if extra.guard.enabled:
-                verdict = _guard(config, extra, state, weights, run=run, engine=engine)
+                try:
+                    verdict = _guard(config, extra, state, weights, run=run, engine=engine)
+                except GradingError as error:
+                    raise TrainingStoppedError(
+                        f"the jump after step {state.step} could not be judged: {error}; {run.path} stands "
+                        "before it, and goes on from there when the same command is given again"
+                    ) from error
                 undone = verdict.undoes
         jump = _record(extra, state, landing, verdict, time.perf_counter() - start)
         # The record first: whoever sees the checkpoint knows that a jump leads to it.

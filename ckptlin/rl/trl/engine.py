@@ -75,6 +75,7 @@ class TrlEngine:
         if config.device == "cpu":
             # The first one made in a process decides for all.
             PartialState(cpu=True)
+        _check_launch(config)
         micro_batch(config, num_processes=self._processes.num_processes, on_gpu=_on_gpu(config))
         tokenizer = load_tokenizer(config.model)
         problems = _load(config, config.data.source)
@@ -114,7 +115,7 @@ class TrlEngine:
         from ckptlin.rl.trl.stretch import Stretch
         from ckptlin.rl.trl.trainers import Material, policy_trainer, supervised_trainer
 
-        _check_resume_point(state)
+        _check_resume_point(state, self._processes.num_processes)
         with _quiet():
             problems = _load(config, config.data.source)
             start = state.step * config.batch
@@ -130,22 +131,24 @@ class TrlEngine:
                 num_processes=self._processes.num_processes,
                 on_gpu=_on_gpu(config),
             )
+            # What TRL loads as the reference of the KL term: where the run began, not where this stretch does.
+            material.model.config._name_or_path = str(run.checkpoint(0))
             stretch = Stretch(config, state, steps, run=run, listener=listener)
             make = supervised_trainer if config.algorithm.spec.is_supervised else policy_trainer
             with make(config, material, run=run, callback=stretch, progress=self._progress) as trainer:
                 trainer.remove_callback(PrinterCallback)
                 stretch.trainer = trainer
-                if config.extra is not None and trainer.is_deepspeed_enabled:
-                    raise InputError(
-                        "RL-Extra does not run under DeepSpeed, which keeps the float32 weights in partitions "
-                        "of its own, where a jump cannot reach them; launch with FSDP instead"
-                    )
                 try:
                     trainer.train()
                 except GradingError as error:
                     raise TrainingStoppedError(
                         f"step {stretch.state.step + 1} was not trained: {error}; {_stands_at(run)}"
                     ) from error
+                finally:
+                    # Trainer and callback hold each other; the next stretch needs the memory of both.
+                    stretch.trainer = None
+            del trainer, material
+            _free_memory()
         if stretch.state.step != state.step + steps:
             raise CkptlinError(f"TRL ended at step {stretch.state.step} instead of {state.step + steps}")
         return stretch.state
@@ -212,15 +215,58 @@ def _check_lengths(config: TrainConfig, tokenizer: Any, problems: Sequence[Probl
         )
 
 
-def _check_resume_point(state: TrainState) -> None:
+def _check_launch(config: TrainConfig) -> None:
+    """Raise `InputError` for what the way of launching, or of drawing answers, has no room for."""
+    from accelerate.utils import parse_flag_from_env
+
+    is_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    is_sharded = is_deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    has_legs = config.extra is not None or bool(config.optimizer.reset_every)
+    if is_deepspeed and has_legs:
+        raise InputError(
+            "RL-Extra and optimizer.reset_every do not run under DeepSpeed, which keeps the float32 weights in "
+            "partitions of its own, where a jump cannot reach them; launch with FSDP instead"
+        )
+    if is_sharded and config.log.kl_every:
+        raise InputError(
+            "the starting model that log.kl_every compares with is not shared out among processes; leave it "
+            "out under FSDP and DeepSpeed"
+        )
+    if has_legs and config.sampling.backend != "generate":
+        raise InputError(
+            f"RL-Extra and optimizer.reset_every make a trainer for each leg, which was never tried with "
+            f"sampling.backend `{config.sampling.backend}`; use `generate`"
+        )
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _check_resume_point(state: TrainState, num_processes: int) -> None:
     """Raise `InputError` if training cannot go on exactly: weights saved for analysis alone are not enough."""
     if state.step == 0:
         return
     names = {path.name for path in state.path.iterdir()}
-    lacking = [] if any(name.startswith("rng_state") for name in names) else ["random numbers"]
+    num_random = sum(name.startswith("rng_state") for name in names)
+    if num_random not in (0, num_processes):
+        raise InputError(
+            f"{state.path} was written by {num_random} processes, and there are {num_processes} now, which "
+            f"would train another run; launch {num_random}, or start over with --overwrite"
+        )
+    lacking = [] if num_random else ["random numbers"]
+    # transformers takes neither of the two without the other, and says nothing.
     has_optimizer = any(name.startswith(("optimizer", "global_step")) for name in names)
     if not state.fresh_optimizer and not has_optimizer:
         lacking.append("optimizer")
+    if "scheduler.pt" not in names and not any(name.startswith("global_step") for name in names):
+        lacking.append("schedule")
     if lacking:
         raise InputError(
             f"{state.path} is no resume point: it lacks the state of {' and '.join(lacking)}, without which "

@@ -11,6 +11,7 @@ import torch
 
 from ckptlin.rl.algorithms import Algorithm
 from trl import GRPOTrainer
+from trl.trainer.utils import selective_log_softmax
 
 __all__ = ["PolicyTrainer", "whitened"]
 
@@ -105,5 +106,5 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         with self.accelerator.autocast():
             model = self._start_model()
             logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=num_tokens + 1).logits
-        logps = torch.log_softmax(logits[:, :-1].float() / self.temperature, dim=-1)
-        return logps.gather(-1, ids[:, -num_tokens:, None])[..., 0]
+        # Row by row inside: the probabilities of a whole vocabulary at every token of a batch fill a GPU.
+        return selective_log_softmax(logits[:, :-1] / self.temperature, ids[:, -num_tokens:])

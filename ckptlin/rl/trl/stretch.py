@@ -3,6 +3,7 @@
 A transformers callback.  A step ends where a generation's last update was made; only there is anything saved.
 """
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ckptlin.rl.config import TrainConfig
+from ckptlin.rl.config import KL_EVERY, TrainConfig
 from ckptlin.rl.run_directory import RunDirectory, link_model
 from ckptlin.rl.state import TrainState
 from ckptlin.rl.step_log import StepListener, StepRow
@@ -19,8 +20,8 @@ __all__ = ["Stretch"]
 
 # The arguments of a trainer, pickled: nothing that a checkpoint needs, and nobody should have to unpickle.
 _PICKLED = "training_args.bin"
-# Two more forward passes of a batch, and a second model in memory: often enough to be seen, and cheap.
-_KL_EVERY = 10
+# What FSDP adds to a resume point: the model again, which is there in float32 already.
+_FSDP_MODEL = "pytorch_model_fsdp*"
 
 
 class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -60,7 +61,10 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     @property
     def kl_due(self) -> bool:
         """Whether the step that is being made is one for which the divergence is estimated."""
-        every = _KL_EVERY if self._config.log.kl_every is None else self._config.log.kl_every
+        every = self._config.log.kl_every
+        if every is None:
+            is_sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
+            every = 0 if is_sharded else KL_EVERY
         return bool(every) and (self.state.step + 1) % every == 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -170,6 +174,8 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
             trainer._save_rng_state(str(path))
             accelerator.wait_for_everyone()
             if is_main:
+                for extra in path.glob(_FSDP_MODEL):
+                    shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
                 link_model(checkpoint, path)
         accelerator.wait_for_everyone()
         self._listener.on_checkpoint(self.state.virtual_step, checkpoint)

@@ -1,12 +1,10 @@
 """The trainers of a stretch of steps: TRL's, with our data, rewards and order."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ckptlin.errors import GradingError
 from ckptlin.grading import Grader, open_grader
 from ckptlin.problems import Problem, PromptTemplate
 from ckptlin.progress import Progress
@@ -14,7 +12,7 @@ from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.trl.arguments import grpo_arguments, sft_arguments
 from ckptlin.rl.trl.model import load_model
-from ckptlin.rl.trl.sample import completions_of
+from ckptlin.rl.trl.sample import completions_of, graded
 
 __all__ = ["Material", "policy_trainer", "supervised_trainer"]
 
@@ -122,18 +120,11 @@ def supervised_trainer(
 
 
 def _reward(grader: Grader, material: Material) -> Callable[..., list[float]]:
-    """Return a reward function as TRL calls it, which never hands on what is no number.
-
-    TRL turns NaN and None silently into an advantage of 0.
-    """
+    """Return a reward function as TRL calls it."""
 
     def reward(*, completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
         asked = [material.problems[i] for i in index]
-        scores = grader.grade(completions_of(completion_ids, material.tokenizer), asked)
-        for score, problem in zip(scores, asked, strict=True):
-            if not math.isfinite(score):
-                raise GradingError(f"grader `{grader.name}` returned {score!r} for problem `{problem.id}`")
-        return [float(score) for score in scores]
+        return graded(grader, completions_of(completion_ids, material.tokenizer), asked)
 
     return reward
 
