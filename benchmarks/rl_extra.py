@@ -93,11 +93,11 @@ def make_run(root: Path, setting: str, *, lr: float, seed: int, steps: int, m: i
     torch.set_num_threads(1)
     run = root / f"{setting}-lr{lr:g}-{m}-{n}-{seed}"
     record_path = run / "result.json"
+    config = config_of(setting, lr=lr, seed=seed, steps=steps, m=m, n=n)
     if record_path.is_file():
         record: dict[str, Any] = json.loads(record_path.read_text())
-        if record["steps"] == steps:
+        if record.get("config") == config.to_dict():
             return record
-    config = config_of(setting, lr=lr, seed=seed, steps=steps, m=m, n=n)
     result = train(config, run)
     problems = _evaluated()
     engine = open_engine(config.engine)
@@ -123,6 +123,7 @@ def make_run(root: Path, setting: str, *, lr: float, seed: int, steps: int, m: i
         "first": float(first.mean()),
         "last": float(last.mean()),
         "standard_error": float(last.std(ddof=1) / math.sqrt(last.size)),
+        "config": config.to_dict(),
         "versions": versions(_PACKAGES),
     }
     record_path.write_text(json.dumps(record, indent=1) + "\n")
@@ -135,7 +136,10 @@ def _evaluated() -> list[Problem]:
     guarding = {
         problem.id for seed in range(100) for problem in choose_problems(problems, _NUM_GUARDING, seed=seed)
     }
-    return [problem for problem in problems if problem.id not in guarding][:_NUM_PROBLEMS]
+    left = [problem for problem in problems if problem.id not in guarding]
+    if len(left) < _NUM_PROBLEMS:
+        raise SystemExit(f"guards leave {len(left)} problems to measure on, fewer than {_NUM_PROBLEMS}")
+    return left[:_NUM_PROBLEMS]
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
