@@ -312,9 +312,11 @@ def _show_plan(plan: "TrainPlan") -> None:
 
 
 def _describe_step(config: "TrainConfig") -> str:
+    num = config.updates_per_step
+    updates = f"{num} update{'' if num == 1 else 's'}"
     if config.algorithm.spec.is_supervised:
-        return f"{config.batch} problems, {config.updates_per_step} updates"
-    return f"{config.batch} prompts × {config.sampling.rollouts} answers, {config.updates_per_step} updates"
+        return f"{config.batch} problems, {updates}"
+    return f"{config.batch} prompts × {config.sampling.rollouts} answers, {updates}"
 
 
 def _show_result(result: "TrainResult") -> None:
