@@ -99,11 +99,9 @@ class _Group(_WithExamples, click.Group):
                 [(name, item.get_short_help_str(limit=200)) for name, item in self.commands.items()]
             )
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().resolve_command(ctx, args)
+            return super().invoke(ctx)
         except click.UsageError as error:
             raise UsageInOneLine(error, ctx.command_path) from error
 
@@ -140,7 +138,7 @@ def group(
     name: str, summary: str, commands: Sequence[click.Command], *, examples: Sequence[str]
 ) -> click.Group:
     """Put commands that are named ``NAME COMMAND`` under their common first word."""
-    made = _Group(name, help=summary)
+    made = _Group(name, help=summary, no_args_is_help=False)
     made.examples = examples
     for item in commands:
         made.add_command(item, str(item.name).removeprefix(f"{name} "))

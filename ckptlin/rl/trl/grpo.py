@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-
-from ckptlin.rl.algorithms import Algorithm
 from trl import GRPOTrainer
 from trl.trainer.utils import selective_log_softmax
+
+from ckptlin.rl.algorithms import Algorithm
 
 __all__ = ["PolicyTrainer", "whitened"]
 
@@ -23,8 +23,8 @@ def whitened(rewards: torch.Tensor) -> torch.Tensor:
 
     Examples
     --------
-    >>> whitened(torch.tensor([0.0, 1.0, 1.0, 0.0])).tolist()
-    [-0.8660253882408142, 0.8660253882408142, 0.8660253882408142, -0.8660253882408142]
+    >>> [round(value, 3) for value in whitened(torch.tensor([0.0, 1.0, 1.0, 0.0])).tolist()]
+    [-0.866, 0.866, 0.866, -0.866]
     """
     return (rewards - rewards.mean()) / (rewards.std() + _EPSILON)
 

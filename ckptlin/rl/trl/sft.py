@@ -3,7 +3,6 @@
 from typing import Any
 
 from torch.utils.data import SequentialSampler
-
 from trl import SFTTrainer
 
 __all__ = ["SupervisedTrainer"]

@@ -73,8 +73,9 @@ def policy_trainer(
     progress : Progress
         Takes what the grader found out of the ordinary.
     """
-    from ckptlin.rl.trl.grpo import PolicyTrainer
     from trl import GRPOConfig
+
+    from ckptlin.rl.trl.grpo import PolicyTrainer
 
     with open_grader(config.reward.grader, **config.reward.parameters) as grader:
         yield PolicyTrainer(
@@ -103,8 +104,9 @@ def supervised_trainer(
     progress: Progress,
 ) -> Iterator[Any]:
     """Make a trainer that learns solutions."""
-    from ckptlin.rl.trl.sft import SupervisedTrainer
     from trl import SFTConfig
+
+    from ckptlin.rl.trl.sft import SupervisedTrainer
 
     solutions: list[Any] = [problem.solution or "" for problem in material.problems]
     if material.template.chat:
