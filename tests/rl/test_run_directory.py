@@ -230,9 +230,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
 def test_what_does_not_change_the_weights_may_be_changed(tmp_path):
     path = tmp_path / "run"
     write_run(path)
-    changed = replace(
-        CONFIG, steps=99, device="cpu", log=LogConfig(tensorboard=False), stop=StopConfig(collapse=0)
-    )
+    changed = replace(CONFIG, steps=99, log=LogConfig(tensorboard=False), stop=StopConfig(collapse=0))
     with open_run(path, changed, versions=VERSIONS) as run:
         assert run.record["config"]["steps"] == 99
     assert "steps: 99" in (path / "config.yaml").read_text()

@@ -150,7 +150,11 @@ def test_the_cluster_and_the_share_of_each_gpu(make_config):
     found = told(make_config(batch=64, mini_batch=32, verl=cluster))
     assert (found["trainer.nnodes"], found["trainer.n_gpus_per_node"]) == ("2", "4")
     assert found["actor_rollout_ref.rollout.tensor_model_parallel_size"] == "2"
-    # 32 prompts × 4 rollouts on 8 GPUs are 16 answers each, of which 8 go through the model at once.
+    # 32 prompts × 4 rollouts on 8 GPUs are 16 answers each; as many go through the model at once as have
+    # 16384 tokens together, at most 8.
+    assert found[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] == "4"
+    short = {"sampling__max_prompt_tokens": 100, "sampling__max_completion_tokens": 100}
+    found = told(make_config(batch=64, mini_batch=32, verl=cluster, **short))
     assert found[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] == "8"
     chosen = told(make_config(batch=64, mini_batch=32, micro_batch=4, verl=cluster))
     assert chosen[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] == "4"
