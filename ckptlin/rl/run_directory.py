@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from ckptlin.rl.config_file import config_from_dict, config_to_yaml
 from ckptlin.rl.state import STATE_NAME, JumpRecord, TrainState
 from ckptlin.segments import TRAIN_RECORD_NAME
 
-__all__ = ["RunDirectory", "find_run", "link_model", "open_run"]
+__all__ = ["RunDirectory", "find_run", "link_model", "open_run", "share_file"]
 
 _RESUME = "resume"
 _STATE = re.compile(r"([0-9]+)-([01])")
@@ -158,6 +158,16 @@ class RunDirectory:
         """Return where the resume point of a state lies."""
         return self.path / _RESUME / f"{state.step}-{phase}"
 
+    def begin(self, save_model: Callable[[Path], None]) -> TrainState:
+        """Write checkpoint 0, by what saves model and tokenizer into a directory, and its resume point."""
+        with self.new_checkpoint(0) as path:
+            save_model(path)
+        state = TrainState(Path())
+        state = replace(state, path=self.state_path(state))
+        with self.new_state(state) as path:
+            link_model(self.checkpoint(0), path)
+        return state
+
     def after_jump(self, state: TrainState, **changes: Any) -> TrainState:
         """Write the resume point after a leg: weights of the checkpoint it is at now, the rest as it was.
 
@@ -171,7 +181,7 @@ class RunDirectory:
                 if file.is_dir():
                     (path / place).mkdir(exist_ok=True)
                 elif file.name != STATE_NAME and not _WEIGHTS.fullmatch(file.name):
-                    _share(file, path / place)
+                    share_file(file, path / place)
             _link(self.checkpoint(moved.virtual_step), path, _WEIGHTS)
         return moved
 
@@ -182,7 +192,7 @@ def link_model(source: Path, target: Path) -> None:
     _link(source, target, _SIDECARS)
 
 
-def _share(source: Path, target: Path) -> None:
+def share_file(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system has no links."""
     try:
         os.link(source, target)
@@ -195,7 +205,7 @@ def _share(source: Path, target: Path) -> None:
 def _link(source: Path, target: Path, names: re.Pattern[str]) -> None:
     for file in source.iterdir():
         if file.is_file() and names.fullmatch(file.name):
-            _share(file, target / file.name)
+            share_file(file, target / file.name)
 
 
 def find_run(path: Path, config: TrainConfig) -> RunDirectory | None:

@@ -1,7 +1,7 @@
 """Where a training run stands between two steps, and the moves that RL-Extra makes between legs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,27 @@ class TrainState:
     leg_start: int = 0
     leg_steps: int = 0
     fresh_optimizer: bool = True
+
+    def after_step(self, *, updates: int, tokens: int, elapsed_s: float) -> "TrainState":
+        """Return the state one real step on, its resume point not written yet.
+
+        Parameters
+        ----------
+        updates, tokens : int
+            Made and generated in the step.
+        elapsed_s : float
+            Seconds that training took so far.
+        """
+        return replace(
+            self,
+            step=self.step + 1,
+            virtual_step=self.virtual_step + 1,
+            updates=self.updates + updates,
+            tokens=self.tokens + tokens,
+            elapsed_s=elapsed_s,
+            leg_steps=self.leg_steps + 1,
+            fresh_optimizer=False,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the path as plain data: the content of ``state.json``."""

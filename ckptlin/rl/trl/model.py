@@ -5,7 +5,7 @@ from typing import Any
 
 from ckptlin.errors import InputError
 
-__all__ = ["load_model", "load_tokenizer"]
+__all__ = ["load_model", "load_tokenizer", "save_start"]
 
 
 def load_model(source: str | Path, **options: Any) -> Any:
@@ -45,6 +45,12 @@ def load_tokenizer(source: str | Path) -> Any:
                 f"the tokenizer of model `{source}` has no {what} token; set {name} in tokenizer_config.json"
             )
     return tokenizer
+
+
+def save_start(source: str | Path, path: Path) -> None:
+    """Write a model and its tokenizer into a directory, as the checkpoint that training starts from."""
+    load_model(source).save_pretrained(path)
+    load_tokenizer(source).save_pretrained(path)
 
 
 def _first_line(error: BaseException) -> str:

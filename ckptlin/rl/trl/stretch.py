@@ -85,13 +85,11 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     def _restore_schedule(self, path: Path) -> None:
         import torch
 
-        file = path / "scheduler.pt"
-        if file.is_file():
-            self.trainer.lr_scheduler.load_state_dict(torch.load(file, weights_only=True))
-            # A schedule sets the next rate when it steps; what a fresh optimizer has is the first.
-            rates = self.trainer.lr_scheduler.get_last_lr()
-            for group, rate in zip(self.trainer.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+        schedule = self.trainer.lr_scheduler
+        schedule.load_state_dict(torch.load(path / "scheduler.pt", weights_only=True))
+        # A schedule sets the next rate when it steps; what a fresh optimizer has is the first.
+        for group, rate in zip(self.trainer.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Give the random numbers back their state, after the loaders have drawn their seeds."""
@@ -113,22 +111,15 @@ class Stretch(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         rollouts = self._config.batch * self._config.rows_per_prompt
         length = logs.get("completions/mean_length")
         generated = 0 if length is None else round(length * rollouts)
-        before = self.state
-        leg_steps = before.leg_steps + 1
-        self.state = replace(
-            before,
-            step=before.step + 1,
-            virtual_step=before.virtual_step + 1,
-            updates=before.updates + self._config.updates_per_step,
-            tokens=before.tokens + generated,
+        self.state = self.state.after_step(
+            updates=self._config.updates_per_step,
+            tokens=generated,
             elapsed_s=self._begin.elapsed_s + now - self._started_s,
-            leg_steps=leg_steps,
-            fresh_optimizer=False,
         )
         row = self._row(logs, generated / (now - self._step_started_s))
         self._step_started_s = now
         self._listener.on_step(row)
-        if leg_steps % self._config.save_every == 0 or self.state.step == self._last:
+        if self.state.leg_steps % self._config.save_every == 0 or self.state.step == self._last:
             self._save()
 
     def _row(self, logs: dict[str, Any], tokens_per_s: float) -> StepRow:

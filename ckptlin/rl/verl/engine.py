@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from ckptlin.problems import Problem, load_problems
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.data_order import data_order
-from ckptlin.rl.run_directory import RunDirectory, link_model
+from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.sampled_rewards import SampledRewards
 from ckptlin.rl.state import TrainState
 from ckptlin.rl.step_log import StepListener
@@ -109,16 +109,10 @@ class VerlEngine:
 
     def start(self, config: TrainConfig, run: RunDirectory) -> TrainState:
         """Write checkpoint 0 and the resume point of step 0."""
-        from ckptlin.rl.trl.model import load_model, load_tokenizer
+        from ckptlin.rl.trl.model import save_start
 
-        with run.new_checkpoint(0) as path, _no_bars():
-            load_model(config.model).save_pretrained(path)
-            load_tokenizer(config.model).save_pretrained(path)
-        state = TrainState(Path())
-        state = replace(state, path=run.state_path(state))
-        with run.new_state(state) as path:
-            link_model(run.checkpoint(0), path)
-        return state
+        with _no_bars():
+            return run.begin(partial(save_start, config.model))
 
     def train(
         self, config: TrainConfig, state: TrainState, steps: int, *, run: RunDirectory, listener: StepListener

@@ -4,7 +4,6 @@ verl counts the steps of the leg.  It saves a step before it writes the step's f
 those finds the checkpoint whole.
 """
 
-import os
 import re
 import shutil
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from ckptlin.checkpoints import HuggingFaceCheckpoint, discover
 from ckptlin.errors import CheckpointError, CkptlinError
 from ckptlin.rl.config import TrainConfig
-from ckptlin.rl.run_directory import RunDirectory, link_model
+from ckptlin.rl.run_directory import RunDirectory, link_model, share_file
 from ckptlin.rl.state import TrainState
 from ckptlin.rl.step_log import StepListener
 from ckptlin.rl.verl.metrics import num_generated, step_row
@@ -96,15 +95,10 @@ class Stretch:
                 f"verl told of its step {number} after step {expected - 1}; see {self._run.path}/verl.log"
             )
         generated = num_generated(self._config, figures)
-        self.state = replace(
-            before,
-            step=before.step + 1,
-            virtual_step=before.virtual_step + 1,
-            updates=before.updates + self._config.updates_per_step,
-            tokens=before.tokens + generated,
+        self.state = before.after_step(
+            updates=self._config.updates_per_step,
+            tokens=generated,
             elapsed_s=self._begin.elapsed_s + time.perf_counter() - self._started_s,
-            leg_steps=before.leg_steps + 1,
-            fresh_optimizer=False,
         )
         time_s = float(figures.get("perf/time_per_step") or 0.0)
         rate = generated / time_s if time_s > 0 else 0.0
@@ -123,7 +117,7 @@ class Stretch:
                 for name, file in start.sidecars.items():
                     if name != _INDEX_NAME:
                         (path / name).parent.mkdir(exist_ok=True)
-                        os.link(str(file), path / name)
+                        share_file(Path(str(file)), path / name)
         self.state = replace(self.state, path=run.state_path(self.state))
         with run.new_state(self.state) as path:
             link_model(run.checkpoint(step), path)
@@ -163,4 +157,4 @@ def _link_weights(source: Path, step: int, target: Path) -> None:
     if (directory / _INDEX_NAME).is_file():
         names.append(_INDEX_NAME)
     for name in names:
-        os.link(directory / name, target / name)
+        share_file(directory / name, target / name)
