@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ckptlin.errors import CkptlinError, GradingError, InputError, MissingExtraE
 from ckptlin.grading import open_grader
 from ckptlin.problems import Problem, PromptTemplate, get_template, load_problems
 from ckptlin.progress import NO_PROGRESS, Progress
-from ckptlin.rl.config import TrainConfig
+from ckptlin.rl.config import DataConfig, TrainConfig
 from ckptlin.rl.data_order import data_order
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.sampled_rewards import SampledRewards
@@ -42,6 +42,8 @@ class TrlEngine:
 
     def __init__(self, progress: Progress = NO_PROGRESS) -> None:
         self._progress = progress
+        # Read once: every leg trains on the same problems.
+        self._load = cache(_load)
 
     @property
     def is_main(self) -> bool:
@@ -78,7 +80,7 @@ class TrlEngine:
         _check_launch(config)
         micro_batch(config, num_processes=self._processes.num_processes, on_gpu=_on_gpu(config))
         tokenizer = load_tokenizer(config.model)
-        problems = _load(config, config.data.source)
+        problems = self._load(config.data, config.algorithm.spec.is_supervised)
         _check_lengths(config, tokenizer, problems)
         if not config.algorithm.spec.is_supervised:
             with open_grader(config.reward.grader, **config.reward.parameters) as grader:
@@ -111,7 +113,7 @@ class TrlEngine:
 
         _check_resume_point(state, self._processes.num_processes)
         with _quiet():
-            problems = _load(config, config.data.source)
+            problems = self._load(config.data, config.algorithm.spec.is_supervised)
             start = state.step * config.batch
             material = Material(
                 problems=problems,
@@ -173,9 +175,8 @@ class TrlEngine:
             )
 
 
-def _load(config: TrainConfig, source: str) -> tuple[Problem, ...]:
-    is_supervised = config.algorithm.spec.is_supervised
-    return load_problems(source, limit=config.data.limit, needs="solution" if is_supervised else None)
+def _load(data: DataConfig, is_supervised: bool) -> tuple[Problem, ...]:
+    return load_problems(data.source, limit=data.limit, needs="solution" if is_supervised else None)
 
 
 def _template(config: TrainConfig) -> PromptTemplate:
