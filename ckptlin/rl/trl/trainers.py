@@ -11,6 +11,7 @@ from ckptlin.progress import Progress
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.run_directory import RunDirectory
 from ckptlin.rl.trl.arguments import grpo_arguments, sft_arguments
+from ckptlin.rl.trl.library import load_trl
 from ckptlin.rl.trl.model import load_model
 from ckptlin.rl.trl.sample import completions_of, graded
 
@@ -73,6 +74,7 @@ def policy_trainer(
     progress : Progress
         Takes what the grader found out of the ordinary.
     """
+    load_trl(with_vllm=config.sampling.backend != "generate")
     from trl import GRPOConfig
 
     from ckptlin.rl.trl.grpo import PolicyTrainer
@@ -104,6 +106,7 @@ def supervised_trainer(
     progress: Progress,
 ) -> Iterator[Any]:
     """Make a trainer that learns solutions."""
+    load_trl(with_vllm=False)
     from trl import SFTConfig
 
     from ckptlin.rl.trl.sft import SupervisedTrainer

@@ -1,0 +1,160 @@
+"""What generates: the Protocol of the engines, their options, and how one is opened.
+
+An engine knows token ids alone.  Prompts are encoded and answers decoded by whoever calls it, once and in one
+way, so that two engines differ in nothing but arithmetic.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ckptlin.errors import MissingExtraError, SelectionError
+from ckptlin.evaluate.sampling import Sampling
+
+__all__ = ["ENGINES", "Engine", "EngineOptions", "Generation", "Request", "default_engine", "open_engine"]
+
+ENGINES = ("vllm", "hf")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine is opened with.
+
+    Attributes
+    ----------
+    max_model_len : int
+        Tokens of the longest prompt with its answer.
+    dtype : str
+        That a model computes in: ``auto`` for its own, ``float32``, ``bfloat16``, ``float16``.
+    tensor_parallel, data_parallel : int
+        Devices that share a model, and copies of it; of ``vllm`` alone.
+    gpu_memory : float
+        Share of a device's memory that ``vllm`` may take.
+    kv_cache_gib : float, optional
+        Memory for keys and values where ``vllm`` computes on a CPU; default 1.
+    batch_size : int, optional
+        Answers that are generated at once; default what the engine finds fit.
+    device : str, optional
+        Of ``hf``: ``cpu``, ``cuda``, ...; default the accelerator, if there is one.
+    """
+
+    max_model_len: int
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    gpu_memory: float = 0.9
+    kv_cache_gib: float | None = None
+    batch_size: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer that is asked for.
+
+    Attributes
+    ----------
+    prompt_ids : tuple of int
+    seed : int
+        Of this answer alone.
+    """
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """An answer.
+
+    Attributes
+    ----------
+    index : int
+        Of its request among those that were given together.
+    token_ids : tuple of int
+        The token that ended it included.
+    finished : bool
+        Whether such a token ended it, and not the limit of its length.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    finished: bool
+
+
+class Engine(Protocol):
+    """Generates answers by one model after another; a context manager, since it holds processes and memory."""
+
+    name: str
+
+    def load(self, model: str | Path) -> None:
+        """Load a model, in the place of the one before it.
+
+        Weights of the same architecture go into the engine that is there already; what it has kept of the model
+        before (prefix caches) is forgotten.
+
+        Raises
+        ------
+        InputError
+            If there is no such model, or the engine cannot run it.
+        """
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, *, stop_ids: Sequence[int]
+    ) -> Iterator[list[Generation]]:
+        """Generate an answer to each request; yield those that are ended, some at a time, in any order.
+
+        An answer depends on its prompt and seed, not on its batch, as far as the arithmetic of the device does
+        not.  ``sampling.num_samples`` and ``sampling.seed`` do not matter here.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what results depend on: versions, device, dtype, as plain data."""
+
+    def close(self) -> None:
+        """Give memory and processes back."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+def default_engine() -> str:
+    """Return ``vllm`` where it is installed, else ``hf``."""
+    return "vllm" if importlib.util.find_spec("vllm") is not None else "hf"
+
+
+def open_engine(name: str, options: EngineOptions) -> Engine:
+    """Open an engine; use it in a ``with`` statement.
+
+    Raises
+    ------
+    SelectionError
+        If there is no engine of that name.
+    MissingExtraError
+        If its packages are not installed.
+    InputError
+        If an option is not one of this engine's.
+    """
+    if name not in ENGINES:
+        raise SelectionError(f"there is no engine {name!r}; choose {' or '.join(ENGINES)}")
+    if name == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise MissingExtraError(
+                'the engine vllm is not installed; pip install "ckptlin[vllm]" on a machine with a GPU, see '
+                "docs/evaluate.md for one without, or choose --engine hf"
+            )
+        from ckptlin.evaluate.engines.vllm import VllmEngine
+
+        return VllmEngine(options)
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f'the engine hf needs {package}; pip install "ckptlin[models]"')
+    from ckptlin.evaluate.engines.hf import HfEngine
+
+    return HfEngine(options)
