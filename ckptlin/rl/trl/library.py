@@ -13,8 +13,8 @@ _VLLM_USER = "trl.generation.vllm_generation"
 def load_trl(*, with_vllm: bool) -> None:
     """Import TRL, unless that was done before.
 
-    Where vLLM is installed, TRL imports it whether rollouts need it or not, and warns if its version is one that
-    TRL does not know.  That is 11.5 s of a start instead of 7 (two cores of an AMD EPYC).
+    Where vLLM is installed, TRL imports it whether rollouts need it or not, and warns if it does not know its
+    version.  That is 11.5 s of a start instead of 7 (two cores of an AMD EPYC).
 
     Parameters
     ----------
