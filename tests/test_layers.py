@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"_version", "errors", "dtypes", "interrupts", "populations", "progress"},
     {"segments"},
-    {"ckptlin", "atomic", "memory", "naming", "student_t", "trajectory", "urls"},
+    {"ckptlin", "atomic", "directory_lock", "memory", "naming", "student_t", "trajectory", "urls", "versions"},
     {"problems"},
     {"grading"},
     {"kernels"},

@@ -13,7 +13,6 @@ point: what was written after it is made again.
 """
 
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any
 
 from ckptlin._version import __version__
 from ckptlin.atomic import is_disk_full, partial_name, replace_directory, sync_directory, write_file
+from ckptlin.directory_lock import directory_lock
 from ckptlin.errors import CheckpointError, DiskFullError, InputError, OutputExistsError
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.config_file import config_from_dict, config_to_yaml
@@ -259,7 +259,7 @@ def open_run(
             _remove(path)
         find_run(path, config)
         (path / _RESUME).mkdir(parents=True, exist_ok=True)
-    with _locked(path) if is_main else _nothing():
+    with directory_lock(path, "training") if is_main else _nothing():
         if is_main:
             _sweep(path)
             _sweep(path / _RESUME)
@@ -287,7 +287,7 @@ def open_run(
 
 def _remove(path: Path) -> None:
     """Remove a run that nobody is training: seen whole or not at all."""
-    with _locked(path):
+    with directory_lock(path, "training"):
         path.rename(partial_name(path, "replaced"))
     for former in path.parent.glob(f".{glob.escape(path.name)}.replaced-*"):
         shutil.rmtree(former)
@@ -375,16 +375,6 @@ def _sync_files(directory: Path) -> None:
         else:
             sync_directory(path)
     sync_directory(directory)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with (path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is training {path}; wait for it, or stop it") from None
-        yield
 
 
 @contextmanager

@@ -8,7 +8,6 @@ Everything that decides what comes next is in the resume point, so that a run th
 goes on as if nothing had happened.
 """
 
-import importlib.metadata
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from ckptlin.rl.state import JumpRecord, TrainState
 from ckptlin.rl.step_log import Listeners, StepListener, StepLog, check_log
 from ckptlin.rl.stop import StopRule
 from ckptlin.rl.trajectory import TrajectoryListener
+from ckptlin.versions import installed_versions
 
 __all__ = ["TrainResult", "train"]
 
@@ -112,7 +112,13 @@ def train(
     with ExitStack() as stack:
         is_main = engine.is_main
         run = stack.enter_context(
-            open_run(out_dir, config, overwrite=overwrite, is_main=is_main, versions=_versions())
+            open_run(
+                out_dir,
+                config,
+                overwrite=overwrite,
+                is_main=is_main,
+                versions=installed_versions(_VERSIONS),
+            )
         )
         engine.wait()
         state = run.latest()
@@ -278,13 +284,3 @@ def _why_not(jump: JumpRecord) -> str:
         f"{jump.guard['before']:.3f} to {jump.guard['after']:.3f} (standard error "
         f"{jump.guard['standard_error']:.3f})"
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONS:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

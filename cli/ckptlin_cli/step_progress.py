@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from ckptlin_cli.tables import duration
+
 if TYPE_CHECKING:
     from ckptlin.rl.state import JumpRecord
     from ckptlin.rl.step_log import StepRow
@@ -128,22 +130,6 @@ def describe(rows: "list[StepRow]") -> str:
     if last.tokens_per_s:
         words.append(f"{sum(row.tokens_per_s for row in rows) / len(rows):.0f} tokens/s")
     return ", ".join(words)
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people.
-
-    Examples
-    --------
-    >>> duration(7.4), duration(125), duration(90061)
-    ('7 s', '2:05', '25:01:01')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _stack(*lines: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["echo_pairs", "echo_table", "percent", "quantity", "write_csv"]
+__all__ = ["duration", "echo_pairs", "echo_table", "percent", "quantity", "write_csv"]
 
 
 def echo_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -49,6 +49,22 @@ def quantity(number: float) -> str:
         if number >= scale:
             return f"{number / scale:.{digits}f} {unit}"
     return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people.
+
+    Examples
+    --------
+    >>> duration(7.4), duration(125), duration(90061)
+    ('7 s', '2:05', '25:01:01')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,8 +11,8 @@ import click
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import group, json_option, not_empty, print_json, quiet_option
-from ckptlin_cli.step_progress import StepProgress, duration
-from ckptlin_cli.tables import echo_pairs
+from ckptlin_cli.step_progress import StepProgress
+from ckptlin_cli.tables import duration, echo_pairs
 
 if TYPE_CHECKING:
     from ckptlin.rl.algorithms import Algorithm

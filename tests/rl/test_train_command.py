@@ -170,7 +170,6 @@ def test_other_settings_are_refused_and_overwrite_starts_over(config, tmp_path):
         (["--model", "./nowhere"], "nowhere"),
         (["--grader", "perhaps"], "perhaps"),
         (["--out", ""], "must not be empty"),
-        (["--set", "sampling.backend=vllm-colocate"], "needs vllm"),
         (["--set", "sampling.max_prompt_tokens=2"], "exceed sampling.max_prompt_tokens (2)"),
     ],
 )
@@ -178,6 +177,14 @@ def test_what_is_wrong_is_told_in_a_sentence_before_anything_is_written(config, 
     before = file_contents(tmp_path)
     assert expected in refusal("train", "grpo", "--config", config, "--out", tmp_path / "run", *words)
     assert file_contents(tmp_path) == before
+
+
+def test_rollouts_by_vllm_say_what_to_install_where_it_is_not(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    words = ("--set", "sampling.backend=vllm-colocate")
+    message = refusal("train", "grpo", "--config", config, "--out", tmp_path / "run", *words)
+    assert "needs vllm" in message
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,331 @@
+"""``ckptlin evaluate``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptlin_cli.options import command as make_command
+from ckptlin_cli.options import (
+    json_option,
+    not_empty,
+    print_json,
+    quiet_option,
+    segment_option,
+    source_options,
+    steps_option,
+)
+from ckptlin_cli.progress import progress_bars
+from ckptlin_cli.sample_progress import SampleProgress
+from ckptlin_cli.summaries import echo_comparisons, echo_summaries, summary_rows
+from ckptlin_cli.tables import echo_pairs, write_csv
+
+if TYPE_CHECKING:
+    from ckptlin.evaluate.evaluator import EvaluationPlan
+    from ckptlin.evaluate.results import EvaluationResult
+
+__all__ = ["command"]
+
+
+@make_command(
+    "evaluate",
+    examples=[
+        "ckptlin evaluate ./run --steps 0:1000:500 --task sums --limit 4 --out ./sums-of-run",
+        "ckptlin evaluate ./run.store --step 1500 --task problems.jsonl --samples 16 --plot curve.png",
+    ],
+)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL|RUN|STORE|STEP=PATH...")
+@click.option(
+    "--task",
+    "task_name",
+    required=True,
+    callback=not_empty,
+    metavar="NAME|FILE",
+    help="See `ckptlin evaluate --list-tasks`; or a file of problems and answers of your own.",
+)
+@click.option(
+    "--out",
+    "out_dir",
+    type=click.Path(path_type=Path),
+    callback=not_empty,
+    help="Directory of samples and results.  [default: ./evaluation-TASK]",
+)
+@steps_option
+@click.option(
+    "--step",
+    "targets",
+    type=int,
+    multiple=True,
+    metavar="STEP",
+    help="Extrapolate the store or run to this step, and evaluate that too; may be repeated.",
+)
+@click.option(
+    "--method", default="auto", show_default=True, metavar="NAME[:KEY=VALUE,...]", help="That extrapolates."
+)
+@click.option(
+    "--seen", "window", metavar="WINDOW", help="Steps that the extrapolation sees.  [default: all]"
+)
+@source_options
+@click.option("--data", metavar="FILE", help="The task's data as JSONL, JSON or parquet.  [default: the hub]")
+@click.option("--split", metavar="SPLIT", help="Of the data, where there are several.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N problems.")
+@click.option(
+    "--window",
+    "dates",
+    metavar="FROM:TO",
+    help="Only problems of these dates (livecodebench), such as 2024-08-01:2025-02-01, ends included.",
+)
+@click.option("--template", metavar="NAME|TEXT", help="Prompt: boxed, plain, or a text with {problem}.")
+@click.option("--chat/--no-chat", default=None, help="Whether the prompt is a chat message.  [default: the task's]")
+@click.option("--grader", metavar="NAME", help="exact, math, code, or package.module:function.")
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers to each problem.")
+@click.option("--temperature", type=float, help="0 takes the likeliest token.")
+@click.option("--top-p", type=float, help="Draw from the likeliest tokens of this probability together.")
+@click.option("--top-k", type=int, help="Draw from so many at most; 0 for all.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer.")
+@click.option("--seed", type=int, help="Of the answers.")
+@click.option("--k", "ks", metavar="LIST", help="Of pass@k and maj@k.  [default: 1, 2, 4, ... up to --samples]")
+@click.option("--against", "baseline", metavar="LABEL", help="Model that others are compared with.  [default: first]")
+@click.option("--engine", metavar="NAME", help="vllm or hf.  [default: vllm where it is installed]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="That models compute in.",
+)
+@click.option("--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share a model (vllm).")
+@click.option("--data-parallel", type=click.IntRange(min=1), default=1, help="Copies of a model (vllm).")
+@click.option(
+    "--gpu-memory", type=click.FloatRange(0, 1, min_open=True), default=0.9, help="Share that vllm may take."
+)
+@click.option("--kv-cache", type=float, metavar="GIB", help="For keys and values where vllm runs on a CPU.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Answers that are written at once.")
+@click.option("--device", metavar="NAME", help="Of hf: cpu, cuda, ...")
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write every figure as CSV.",
+)
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Draw what is solved against the step, as .png, .svg or .pdf.",
+)
+@click.option("--overwrite", is_flag=True, help="Remove the samples that are there, and begin anew.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@json_option
+@quiet_option
+def command(
+    models: tuple[str, ...],
+    task_name: str,
+    out_dir: Path | None,
+    steps: str | None,
+    targets: tuple[int, ...],
+    method: str,
+    window: str | None,
+    base: str | None,
+    skip_incomplete: bool,
+    data: str | None,
+    split: str | None,
+    limit: int | None,
+    dates: str | None,
+    template: str | None,
+    chat: bool | None,
+    grader: str | None,
+    samples: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    max_tokens: int | None,
+    seed: int | None,
+    ks: str | None,
+    baseline: str | None,
+    engine: str | None,
+    dtype: str,
+    tensor_parallel: int,
+    data_parallel: int,
+    gpu_memory: float,
+    kv_cache: float | None,
+    batch_size: int | None,
+    device: str | None,
+    csv_path: Path | None,
+    plot_path: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Let models answer a task's problems, grade the answers, and compare the models.
+
+    One engine answers for all models, one after the other.  Every answer is on the disk when it comes: the same
+    command goes on where a killed one was, and with more --samples it adds what is missing.
+    """
+    from ckptlin.errors import InputError
+    from ckptlin.evaluate.engines import EngineOptions
+    from ckptlin.evaluate.evaluator import evaluate, plan_evaluation
+    from ckptlin.evaluate.models import resolve_models
+    from ckptlin.evaluate.tasks import open_task
+
+    for option, path in (("--csv", csv_path), ("--plot", plot_path)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{option} {path} lies in no directory that exists; make {path.parent} first")
+    if plot_path is not None:
+        from ckptlin.report import check_figure_path
+
+        check_figure_path(plot_path)
+    task = open_task(
+        task_name, data=data, split=split, limit=limit, window=_dates(dates), template=template, grader=grader
+    )
+    if chat is not None:
+        task = replace(task, template=replace(task.template, chat=chat))
+    given = {
+        "num_samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
+    sampling = replace(task.sampling, **{name: value for name, value in given.items() if value is not None})
+    progress = progress_bars(quiet)
+    plan = plan_evaluation(
+        resolve_models(
+            models,
+            steps=steps,
+            targets=targets,
+            method=method,
+            window=window,
+            base=base,
+            skip_incomplete=skip_incomplete,
+            progress=progress,
+        ),
+        task,
+        out_dir or Path(f"evaluation-{Path(task.name).stem}"),
+        sampling=sampling,
+        engine=engine,
+        options=EngineOptions(
+            max_model_len=0,
+            dtype=dtype,
+            tensor_parallel=tensor_parallel,
+            data_parallel=data_parallel,
+            gpu_memory=gpu_memory,
+            kv_cache_gib=kv_cache,
+            batch_size=batch_size,
+            device=device,
+        ),
+        overwrite=overwrite,
+    )
+    if dry_run:
+        _echo_plan(plan, as_json=as_json)
+        return
+    with SampleProgress(is_quiet=quiet) as listener:
+        result = evaluate(plan, ks=_ks(ks), baseline=baseline, overwrite=overwrite, listener=listener)
+    if plot_path is not None:
+        _draw(result, plot_path)
+    rows = {model.label: model.summary for model in result.models}
+    if csv_path is not None:
+        write_csv(csv_path, summary_rows(rows))
+    if as_json:
+        print_json(result.to_dict())
+        return
+    _echo_result(result)
+
+
+def _dates(text: str | None) -> tuple[str, str] | None:
+    from ckptlin.errors import InputError
+
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not colon or not first or not last:
+        raise InputError(f"--window {text!r} is no window; write FROM:TO, such as 2024-08-01:2025-02-01")
+    return first, last
+
+
+def _ks(text: str | None) -> list[int] | None:
+    from ckptlin.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--k {text!r} is no list of numbers; write such as 1,8,64") from None
+
+
+def _echo_plan(plan: "EvaluationPlan", *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    sampling = plan.sampling
+    done = sum(plan.done.values())
+    echo_pairs(
+        [
+            ("task", f"{plan.task.name}, {len(plan.problems):,} problems from {plan.task.source}"),
+            ("models", ", ".join(model.label for model in plan.models)),
+            (
+                "samples",
+                f"{plan.num_samples * len(plan.models):,}, {sampling.num_samples} a problem and model; {done:,} are "
+                "there already",
+            ),
+            (
+                "sampling",
+                f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, at most "
+                f"{sampling.max_tokens:,} tokens, seed {sampling.seed}",
+            ),
+            ("grader", plan.task.grader),
+            ("engine", plan.engine),
+            ("out", str(plan.out_dir)),
+        ]
+    )
+
+
+def _echo_result(result: "EvaluationResult") -> None:
+    sampling = result.sampling
+    click.echo(
+        f"{result.task['name']}: {result.models[0].summary.num_problems:,} problems, "
+        f"{sampling['num_samples']} answers to each at temperature {sampling['temperature']:g}"
+    )
+    click.echo()
+    echo_summaries({model.label: model.summary for model in result.models})
+    echo_comparisons(result.baseline, result.comparisons)
+    for model in result.models:
+        for note in model.notes:
+            click.echo(f"note: {model.label}: {note}", err=True)
+    click.echo()
+    echo_pairs([("samples", str(result.out_dir / "samples")), ("results", str(result.out_dir / "results.json"))])
+
+
+def _draw(result: "EvaluationResult", path: Path) -> None:
+    from ckptlin.report import ScoredModel, draw_evaluation, save_figure
+
+    estimates = result.models[0].summary.estimates
+    names = list(estimates)
+    # The mean, the best of all answers, and the vote of all answers, as far as there are several.
+    chosen = [names[0], *(n for n in reversed(names) if n.startswith("pass@"))][:2]
+    chosen += [n for n in reversed(names) if n.startswith("maj@")][:1]
+    models = [
+        ScoredModel(
+            model.label,
+            model.step,
+            model.method,
+            {
+                name: (found.value, found.over_samples.low, found.over_samples.high)
+                for name in dict.fromkeys(chosen)
+                for found in (model.summary.estimates[name],)
+            },
+        )
+        for model in result.models
+    ]
+    num_samples = result.sampling["num_samples"]
+    lines = [
+        f"{result.models[0].summary.num_problems:,} problems, {num_samples} answers to each at temperature "
+        f"{result.sampling['temperature']:g}; bars: 95% intervals over answers to these very problems"
+    ]
+    save_figure(draw_evaluation(models, title=f"What is solved of {result.task['name']}", lines=lines), path)
