@@ -74,7 +74,6 @@ def draw_evaluation(models: Sequence[ScoredModel], *, title: str, lines: Sequenc
                 _draw_group(axes, [place[id(m)] for m in group], [m.figures[metric] for m in group], colour, manner)
     if in_a_row:
         axes.set_xticks(range(len(models)), [model.label for model in models], rotation=20, ha="right")
-        axes.set_xlim(-0.5, len(models) - 0.5)
     else:
         axes.set_xlabel("training step", fontsize=10)
     _name_extrapolated(axes, extrapolated, place, metrics[0], in_a_row=in_a_row)
@@ -82,6 +81,7 @@ def draw_evaluation(models: Sequence[ScoredModel], *, title: str, lines: Sequenc
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if high - low > 0.06 else f"{value:.1%}")
+    axes.margins(x=0.09)
     axes.set_ylabel("share solved", fontsize=10)
     return figure
 

@@ -326,6 +326,6 @@ def _draw(result: "EvaluationResult", path: Path) -> None:
     num_samples = result.sampling["num_samples"]
     lines = [
         f"{result.models[0].summary.num_problems:,} problems, {num_samples} answers to each at temperature "
-        f"{result.sampling['temperature']:g}; bars: 95% intervals over answers to these very problems"
+        f"{result.sampling["temperature"]:g}; bars: 95% over answers to these problems"
     ]
     save_figure(draw_evaluation(models, title=f"What is solved of {result.task['name']}", lines=lines), path)
