@@ -90,7 +90,9 @@ class EvaluationDirectory:
         InputError
             If a model has another tokenizer, or encodes the problems in another way.
         """
-        digest = hashlib.blake2b(json.dumps([list(ids) for ids in prompts]).encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(
+            json.dumps([list(ids) for ids in prompts]).encode(), digest_size=16
+        ).hexdigest()
         found = {"tokenizer": tokenizer, "prompts": digest}
         kept = self._settings.get("text")
         if kept is None:
@@ -110,7 +112,10 @@ class EvaluationDirectory:
             self._settings["text"] = found
             self._write(_RECORD, self._settings)
             return
-        for name, what in (("tokenizer", "another tokenizer"), ("prompts", "another chat template or tokenizer")):
+        for name, what in (
+            ("tokenizer", "another tokenizer"),
+            ("prompts", "another chat template or tokenizer"),
+        ):
             if kept[name] != found[name]:
                 raise InputError(
                     f"model {label} has {what} than the models evaluated before in {self.path}; evaluate it in a "
@@ -193,7 +198,11 @@ def open_evaluation(
         raise InputError(f"{path} is a file; give a directory for the evaluation")
     given = json.loads(json.dumps(dict(settings)))
     known = _read(path / _RECORD)
-    if known is None and path.is_dir() and any(child.name not in (".lock", *_PARTS) for child in path.iterdir()):
+    if (
+        known is None
+        and path.is_dir()
+        and any(child.name not in (".lock", *_PARTS) for child in path.iterdir())
+    ):
         raise InputError(f"{path} holds something else than an evaluation; give another --out")
     path.mkdir(parents=True, exist_ok=True)
     with directory_lock(path, "evaluating into"):

@@ -26,8 +26,8 @@ from ckptlin.evaluate.samples import Sample, read_samples
 from ckptlin.evaluate.sampling import Sampling
 from ckptlin.evaluate.scoring import grade_answers
 from ckptlin.evaluate.tasks import Task
-from ckptlin.grading import Completion, open_grader
-from ckptlin.problems import Problem
+from ckptlin.grading import Completion
+from ckptlin.problems import Problem, PromptTemplate
 from ckptlin.versions import installed_versions
 
 __all__ = ["EvaluationPlan", "evaluate", "plan_evaluation"]
@@ -43,6 +43,7 @@ class EvaluationPlan:
     ----------
     task : Task
     problems : tuple of Problem
+    template : PromptTemplate
     models : tuple of EvaluatedModel
     sampling : Sampling
     engine : str
@@ -55,6 +56,7 @@ class EvaluationPlan:
 
     task: Task
     problems: tuple[Problem, ...] = field(repr=False)
+    template: PromptTemplate
     models: tuple[EvaluatedModel, ...]
     sampling: Sampling
     engine: str
@@ -74,8 +76,8 @@ class EvaluationPlan:
         del sampling["num_samples"]
         return {
             "format": 1,
-            "task": {"name": self.task.name, "source": self.task.source, "template": self.task.template.text},
-            "chat": self.task.template.chat,
+            "task": self.task.name,
+            "template": {"text": self.template.text, "chat": self.template.chat},
             "problems": hash_problems(self.problems),
             "sampling": sampling,
             "engine": {"name": self.engine, "dtype": self.options.dtype},
@@ -99,6 +101,7 @@ def plan_evaluation(
     task: Task,
     out_dir: Path | str,
     *,
+    chat: bool | None = None,
     sampling: Sampling | None = None,
     engine: str | None = None,
     options: EngineOptions | None = None,
@@ -112,6 +115,8 @@ def plan_evaluation(
     task : Task
     out_dir : Path or str
         Directory of the evaluation, see `ckptlin.evaluate.directory`.
+    chat : bool, optional
+        Whether prompts are chat messages; default as the task's template says.
     sampling : Sampling, optional
         Default the task's.
     engine : str, optional
@@ -126,18 +131,16 @@ def plan_evaluation(
         If the data cannot be loaded or lack what the grader needs.
     """
     problems = task.load()
-    with open_grader(task.grader, **task.grader_parameters) as grader:
-        grader.check(problems)
+    template = task.prompt_template
     sampling = sampling or task.sampling
     path = Path(out_dir)
     directory = EvaluationDirectory(path, {})
     wanted = {(problem.id, sample) for problem in problems for sample in range(sampling.num_samples)}
-    done = {
-        model.label: 0 if overwrite else len(directory.done(model.label) & wanted) for model in models
-    }
+    done = {model.label: 0 if overwrite else len(directory.done(model.label) & wanted) for model in models}
     return EvaluationPlan(
         task=task,
         problems=problems,
+        template=template if chat is None else replace(template, chat=chat),
         models=tuple(models),
         sampling=sampling,
         engine=engine or default_engine(),
@@ -232,7 +235,7 @@ def _answer_all(
             listener.on_loading(model.label, "preparing the model")
             with model.open(directory.scratch) as place:
                 text = ModelText(place)
-                prompts = text.encode(plan.problems, plan.task.template)
+                prompts = text.encode(plan.problems, plan.template)
                 directory.note_prompts(text.fingerprint, prompts, plan.problems, label=model.label)
                 directory.note_model(model, partial(fingerprint_of, place))
                 sampling = _fitting(plan.sampling, text, prompts, model.label, listener)
@@ -286,12 +289,12 @@ def _answer(
                         )
                     )
                 samples.append(new)
-                tally.add([pending[g.index][0] for g in generations], sum(len(g.token_ids) for g in generations))
+                tally.add(
+                    [pending[g.index][0] for g in generations], sum(len(g.token_ids) for g in generations)
+                )
                 listener.on_samples(tally.count())
         finally:
-            directory.note_generation(
-                label, num_tokens=tally.tokens, elapsed_s=time.perf_counter() - started
-            )
+            directory.note_generation(label, num_tokens=tally.tokens, elapsed_s=time.perf_counter() - started)
 
 
 class _Tally:

@@ -298,9 +298,7 @@ def _of_store(store: TrajectoryStore, step: int) -> EvaluatedModel:
     return EvaluatedModel(f"step-{step}", source, step, "checkpoint", None, identity, opened)
 
 
-def _of_target(
-    source: Any, target: int, method: str, window: str | None, progress: Progress
-) -> EvaluatedModel:
+def _of_target(source: Any, target: int, method: str, window: str | None, progress: Progress) -> EvaluatedModel:
     from ckptlin.extrapolate import extrapolate, plan_extrapolation
     from ckptlin.selection import select_rows
 
@@ -335,9 +333,7 @@ def _temporary(scratch: Path, name: str) -> Iterator[Path]:
 
 
 def _files_of(place: Path) -> dict[str, Any]:
-    return {
-        "files": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in _weights_of(place)}
-    }
+    return {"files": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in _weights_of(place)}}
 
 
 def _weights_of(place: Path) -> list[Path]:

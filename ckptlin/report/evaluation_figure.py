@@ -71,7 +71,9 @@ def draw_evaluation(models: Sequence[ScoredModel], *, title: str, lines: Sequenc
             ),
         ):
             if group:
-                _draw_group(axes, [place[id(m)] for m in group], [m.figures[metric] for m in group], colour, manner)
+                _draw_group(
+                    axes, [place[id(m)] for m in group], [m.figures[metric] for m in group], colour, manner
+                )
     if in_a_row:
         axes.set_xticks(range(len(models)), [model.label for model in models], rotation=20, ha="right")
     else:
@@ -136,6 +138,8 @@ def _explain(axes: "Axes", metrics: Sequence[str], *, with_extrapolated: bool) -
     ]
     if with_extrapolated:
         handles.append(
-            Line2D([], [], color=GREY, marker="D", markerfacecolor="white", linestyle="none", label="extrapolated")
+            Line2D(
+                [], [], color=GREY, marker="D", markerfacecolor="white", linestyle="none", label="extrapolated"
+            )
         )
     axes.legend(handles=handles, fontsize=9, frameon=False, loc="best")

@@ -63,9 +63,7 @@ __all__ = ["command"]
 @click.option(
     "--method", default="auto", show_default=True, metavar="NAME[:KEY=VALUE,...]", help="That extrapolates."
 )
-@click.option(
-    "--seen", "window", metavar="WINDOW", help="Steps that the extrapolation sees.  [default: all]"
-)
+@click.option("--seen", "window", metavar="WINDOW", help="Steps that the extrapolation sees.  [default: all]")
 @source_options
 @click.option("--data", metavar="FILE", help="The task's data as JSONL, JSON or parquet.  [default: the hub]")
 @click.option("--split", metavar="SPLIT", help="Of the data, where there are several.")
@@ -77,7 +75,9 @@ __all__ = ["command"]
     help="Only problems of these dates (livecodebench), such as 2024-08-01:2025-02-01, ends included.",
 )
 @click.option("--template", metavar="NAME|TEXT", help="Prompt: boxed, plain, or a text with {problem}.")
-@click.option("--chat/--no-chat", default=None, help="Whether the prompt is a chat message.  [default: the task's]")
+@click.option(
+    "--chat/--no-chat", default=None, help="Whether the prompt is a chat message.  [default: the task's]"
+)
 @click.option("--grader", metavar="NAME", help="exact, math, code, or package.module:function.")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers to each problem.")
 @click.option("--temperature", type=float, help="0 takes the likeliest token.")
@@ -86,7 +86,9 @@ __all__ = ["command"]
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer.")
 @click.option("--seed", type=int, help="Of the answers.")
 @click.option("--k", "ks", metavar="LIST", help="Of pass@k and maj@k.  [default: 1, 2, 4, ... up to --samples]")
-@click.option("--against", "baseline", metavar="LABEL", help="Model that others are compared with.  [default: first]")
+@click.option(
+    "--against", "baseline", metavar="LABEL", help="Model that others are compared with.  [default: first]"
+)
 @click.option("--engine", metavar="NAME", help="vllm or hf.  [default: vllm where it is installed]")
 @click.option(
     "--dtype",
@@ -95,7 +97,9 @@ __all__ = ["command"]
     show_default=True,
     help="That models compute in.",
 )
-@click.option("--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share a model (vllm).")
+@click.option(
+    "--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share a model (vllm)."
+)
 @click.option("--data-parallel", type=click.IntRange(min=1), default=1, help="Copies of a model (vllm).")
 @click.option(
     "--gpu-memory", type=click.FloatRange(0, 1, min_open=True), default=0.9, help="Share that vllm may take."
@@ -180,10 +184,8 @@ def command(
 
         check_figure_path(plot_path)
     task = open_task(
-        task_name, data=data, split=split, limit=limit, window=_dates(dates), template=template, grader=grader
+        task_name, data=data, split=split, limit=limit, window=dates, template=template, grader=grader
     )
-    if chat is not None:
-        task = replace(task, template=replace(task.template, chat=chat))
     given = {
         "num_samples": samples,
         "temperature": temperature,
@@ -207,6 +209,7 @@ def command(
         ),
         task,
         out_dir or Path(f"evaluation-{Path(task.name).stem}"),
+        chat=chat,
         sampling=sampling,
         engine=engine,
         options=EngineOptions(
@@ -235,17 +238,6 @@ def command(
         print_json(result.to_dict())
         return
     _echo_result(result)
-
-
-def _dates(text: str | None) -> tuple[str, str] | None:
-    from ckptlin.errors import InputError
-
-    if text is None:
-        return None
-    first, colon, last = text.partition(":")
-    if not colon or not first or not last:
-        raise InputError(f"--window {text!r} is no window; write FROM:TO, such as 2024-08-01:2025-02-01")
-    return first, last
 
 
 def _ks(text: str | None) -> list[int] | None:
@@ -299,7 +291,9 @@ def _echo_result(result: "EvaluationResult") -> None:
         for note in model.notes:
             click.echo(f"note: {model.label}: {note}", err=True)
     click.echo()
-    echo_pairs([("samples", str(result.out_dir / "samples")), ("results", str(result.out_dir / "results.json"))])
+    echo_pairs(
+        [("samples", str(result.out_dir / "samples")), ("results", str(result.out_dir / "results.json"))]
+    )
 
 
 def _draw(result: "EvaluationResult", path: Path) -> None:
@@ -326,6 +320,6 @@ def _draw(result: "EvaluationResult", path: Path) -> None:
     num_samples = result.sampling["num_samples"]
     lines = [
         f"{result.models[0].summary.num_problems:,} problems, {num_samples} answers to each at temperature "
-        f"{result.sampling["temperature"]:g}; bars: 95% over answers to these problems"
+        f"{result.sampling['temperature']:g}; bars: 95% over answers to these problems"
     ]
     save_figure(draw_evaluation(models, title=f"What is solved of {result.task['name']}", lines=lines), path)

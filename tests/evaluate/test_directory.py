@@ -118,7 +118,10 @@ def test_a_model_is_hashed_only_when_it_may_have_changed(tmp_path):
 def test_the_hash_of_problems_is_of_what_is_asked_and_what_is_right():
     first = hash_problems(PROBLEMS)
     assert first == hash_problems(list(PROBLEMS))
-    assert len({first, hash_problems(PROBLEMS[:1]), hash_problems([PROBLEMS[0], Problem("1+2=", "4", id="b")])}) == 3
+    assert (
+        len({first, hash_problems(PROBLEMS[:1]), hash_problems([PROBLEMS[0], Problem("1+2=", "4", id="b")])})
+        == 3
+    )
 
 
 def test_a_damaged_record_is_named(tmp_path):

@@ -32,7 +32,9 @@ def test_trained_models_are_a_line_and_extrapolated_ones_open_diamonds():
 def test_intervals_are_where_they_are_said_to_be():
     (axes,) = draw_evaluation(MODELS, title="t").axes
     segments = axes.collections[0].get_segments()
-    np.testing.assert_allclose([segment[:, 1] for segment in segments], [(0.38, 0.43), (0.48, 0.53), (0.53, 0.58)])
+    np.testing.assert_allclose(
+        [segment[:, 1] for segment in segments], [(0.38, 0.43), (0.48, 0.53), (0.53, 0.58)]
+    )
 
 
 def test_models_without_steps_stand_in_a_row_by_their_labels():
