@@ -118,8 +118,8 @@ class EvaluationDirectory:
         ):
             if kept[name] != found[name]:
                 raise InputError(
-                    f"model {label} has {what} than the models evaluated before in {self.path}; evaluate it in a "
-                    "directory of its own, and compare them by `ckptlin grade DIRECTORY DIRECTORY`"
+                    f"model {label} has {what} than the models evaluated before in {self.path}; evaluate it in "
+                    "a directory of its own, and compare them by `ckptlin grade DIRECTORY DIRECTORY`"
                 )
 
     def note_model(self, model: EvaluatedModel, fingerprint: Callable[[], str]) -> str:
@@ -140,12 +140,17 @@ class EvaluationDirectory:
                 f"{self.path} has samples of another model called {model.label}, from {known['source']}; "
                 "evaluate into another --out, or give --overwrite"
             )
-        self._write(f"models/{model.label}.json", model.to_dict() | {"fingerprint": taken})
+        self._write(f"models/{model.label}.json", (known or {}) | model.to_dict() | {"fingerprint": taken})
         return taken
 
     def model_record(self, label: str) -> dict[str, Any] | None:
         """Return what was entered of a model; None if nothing was."""
         return _read(self.path / "models" / f"{label}.json")
+
+    def note_engine(self, label: str, described: Mapping[str, Any]) -> None:
+        """Enter what answers for a model."""
+        record = self.model_record(label) or {}
+        self._write(f"models/{label}.json", record | {"engine": dict(described)})
 
     def note_generation(self, label: str, *, num_tokens: int, elapsed_s: float) -> None:
         """Add what a start of the command has generated for a model."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,6 @@ from ckptlin_cli.options import (
     not_empty,
     print_json,
     quiet_option,
-    segment_option,
     source_options,
     steps_option,
 )
@@ -170,11 +169,12 @@ def command(
     One engine answers for all models, one after the other.  Every answer is on the disk when it comes: the same
     command goes on where a killed one was, and with more --samples it adds what is missing.
     """
+    from ckptlin.evaluate.tasks import open_task
+
     from ckptlin.errors import InputError
     from ckptlin.evaluate.engines import EngineOptions
     from ckptlin.evaluate.evaluator import evaluate, plan_evaluation
     from ckptlin.evaluate.models import resolve_models
-    from ckptlin.evaluate.tasks import open_task
 
     for option, path in (("--csv", csv_path), ("--plot", plot_path)):
         if path is not None and not path.absolute().parent.is_dir():
@@ -263,8 +263,8 @@ def _echo_plan(plan: "EvaluationPlan", *, as_json: bool) -> None:
             ("models", ", ".join(model.label for model in plan.models)),
             (
                 "samples",
-                f"{plan.num_samples * len(plan.models):,}, {sampling.num_samples} a problem and model; {done:,} are "
-                "there already",
+                f"{plan.num_samples * len(plan.models):,}, {sampling.num_samples} a problem and model; "
+                f"{done:,} are there already",
             ),
             (
                 "sampling",
