@@ -41,7 +41,7 @@ __all__ = ["command"]
     required=True,
     callback=not_empty,
     metavar="NAME|FILE",
-    help="See `ckptlin evaluate --list-tasks`; or a file of problems and answers of your own.",
+    help="See `ckptlin tasks`; or a file of problems and answers of your own.",
 )
 @click.option(
     "--out",

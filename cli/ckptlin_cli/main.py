@@ -26,6 +26,8 @@ COMMANDS: dict[str, str] = {
     "methods": "List the prediction methods.",
     "data": "Prepare the data to train and evaluate on.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
+    "evaluate": "Let models answer a task's problems, and compare them.",
+    "tasks": "List the tasks that models can be evaluated on.",
     "demo": "Train a small model and show all of it, in a few minutes.",
 }
 
