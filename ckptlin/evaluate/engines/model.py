@@ -49,8 +49,7 @@ class ModelFacts:
         return (
             self.is_local
             and other.is_local
-            and (self.architecture, self.shapes, self.dtype)
-            == (other.architecture, other.shapes, other.dtype)
+            and (self.architecture, self.shapes, self.dtype) == (other.architecture, other.shapes, other.dtype)
         )
 
 
