@@ -1,10 +1,10 @@
 """How the engine of transformers draws tokens: each answer by random numbers of its own.
 
 ``generate`` of transformers draws all rows of a batch from one stream, so that an answer would depend on its
-neighbours.  Here each row has a generator.  The token is the argmax of p/q, where p are the probabilities left by
-temperature, top-k and top-p, and q exponential random numbers: an exact draw from p, since the smallest of
-exponential variables with rates p is the k-th with probability p_k.  So ``generate`` decodes greedily what `Draw`
-returns.  Two models that are close draw the same token for most seeds.
+neighbours.  Here each row has a generator.  The token is the argmax of p/q, where p are the probabilities left
+by temperature, top-k and top-p, and q exponential random numbers: an exact draw from p, since the smallest of
+exponential variables with rates p is the k-th with probability p_k.  So ``generate`` decodes greedily what
+`Draw` returns.  Two models that are close draw the same token for most seeds.
 """
 
 from collections.abc import Sequence

@@ -68,7 +68,9 @@ def starting(environment: Mapping[str, str | None]) -> Iterator[None]:
 
 def supported_head_sizes() -> tuple[int, ...]:
     """Return the sizes of an attention head that vLLM has kernels for on a CPU."""
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     return tuple(CPUAttentionBackend.get_supported_head_sizes())
 
