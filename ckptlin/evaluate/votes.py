@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ckptlin.errors import InputError
 from ckptlin.grading import Completion, Grader, Voter
@@ -18,8 +19,8 @@ def vote_classes(
     grader: Grader,
     completions: Sequence[Sequence[Completion]],
     problems: Sequence[Problem],
-    scores: np.ndarray[Any, Any],
-) -> np.ndarray[Any, Any] | None:
+    scores: Sequence[npt.ArrayLike],
+) -> list[np.ndarray[Any, Any]] | None:
     """Number the answers to each problem so that those that agree have one number.
 
     All right answers agree.  Wrong ones agree if their normal form is the same, or else if the grader finds one
@@ -30,49 +31,46 @@ def vote_classes(
     grader : Grader
         The one that has given the scores.
     completions : sequence of sequence of Completion
-        ``num_samples`` of each problem.
+        Of each problem; problems may have different numbers of them.
     problems : sequence of Problem
-    scores : numpy.ndarray
-        ``(num_problems, num_samples) float``; 1 is right.
+    scores : sequence of array_like
+        ``(num_samples,)`` of each problem; 1 is right.
 
     Returns
     -------
-    numpy.ndarray or None
-        ``(num_problems, num_samples) int64``: 0 for right answers where there are any, then in the order in
+    list of numpy.ndarray or None
+        ``(num_samples,) int64`` of each problem: 0 for right answers where there are any, then in the order in
         which they come; -1 for no answer.  None if the grader knows no answers that can agree, as of programs.
 
     Raises
     ------
     InputError
-        If the shapes do not fit together.
+        If there are not as many scores as completions.
     GradingError
         If a process that compares cannot be started.
     """
     if not isinstance(grader, Voter):
         return None
-    shape = np.shape(scores)
-    if (
-        len(shape) != 2
-        or [len(given) for given in completions] != [shape[1]] * shape[0]
-        or shape[0] != len(problems)
-    ):
+    right = [(np.asarray(of_problem) == 1).tolist() for of_problem in scores]
+    if list(map(len, completions)) != list(map(len, right)) or len(completions) != len(problems):
         raise InputError(
-            f"scores of shape {shape} do not fit {len(completions)} lists of completions of {len(problems)} "
-            "problems; each needs as many"
+            f"{sum(map(len, right))} scores do not fit {sum(map(len, completions))} completions of "
+            f"{len(problems)} problems; each completion needs one"
         )
-    flat = grader.answers(
-        [completion for given in completions for completion in given],
-        [problem for problem in problems for _ in range(shape[1])],
+    answers = iter(
+        grader.answers(
+            [completion for given in completions for completion in given],
+            [problem for problem, given in zip(problems, completions, strict=True) for _ in given],
+        )
     )
-    right = np.asarray(scores) == 1
-    questions = [_Question(flat[i * shape[1] : (i + 1) * shape[1]], right[i].tolist()) for i in range(shape[0])]
+    questions = [_Question([next(answers) for _ in of_problem], of_problem) for of_problem in right]
     # All problems at once: in each round the first answer left stands for a class, and takes those that agree.
     while open_questions := [question for question in questions if question.left]:
         pairs = [pair for question in open_questions for pair in question.pairs()]
         agreed = iter(grader.agree(pairs))
         for question in open_questions:
             question.settle([next(agreed) for _ in question.pairs()])
-    return np.array([question.classes() for question in questions], dtype=np.int64).reshape(shape)
+    return [np.array(question.classes(), dtype=np.int64) for question in questions]
 
 
 class _Question:
