@@ -1,15 +1,17 @@
 """How often the intervals of the metrics cover the truth, and those of the bootstrap, in simulation.
 
     python -m benchmarks.coverage --json build/coverage.json
+    python -m benchmarks.coverage --full --repeats 2000
     python -m benchmarks.coverage --quick
 
 Problems have success probabilities from a population: Beta distributions of a mean (.1 to .9) and a + b = 0.3
-(nearly all or nothing, as on AIME), 1 and 5 (alike), and, since the sampling variance is fitted by a Beta, one that
-is none: half the problems are of Beta with a + b = 6 and the others impossible or certain, in the same mean.  Each
-is answered n times by a model that has five wrong answers, of unequal appeal, for maj@k.  A cell is a population, a
-mean, N problems, n samples and a metric; it is repeated, and the share of repetitions whose interval covers the
-truth is its coverage.  Nominal is 95%.  A row is the least, mean and greatest coverage of its cells, and the number
-of cells that are off by more than 3 points.  Cells whose truth is not from .1 to .9 are rows of their own.
+(nearly all or nothing, as on AIME), 1 and 5 (alike), and, since the sampling variance is fitted by a Beta, one
+that is none: half the problems are of Beta with a + b = 6 and the others impossible or certain, in the same
+mean.  Each is answered n times by a model that has five wrong answers, of unequal appeal, for maj@k.  A cell
+is a population, a mean, N problems, n samples and a metric; it is repeated, and the share of repetitions whose
+interval covers the truth is its coverage.  Nominal is 95%.  A row is the least, mean and greatest coverage of
+its cells, and the number of cells that are off by more than 3 points.  Cells whose truth is not from .1 to .9
+are rows of their own.
 
 Rivals over problems: bootstraps over the problems' values, percentile, studentised (bootstrap-t) and BCa.  Over
 samples: the percentile bootstrap of each problem's samples.  For paired differences percentile and Student's t.
@@ -45,7 +47,7 @@ NOMINAL, TOLERANCE = 0.95, 0.03
 _KS = {1: (1,), 4: (1, 2, 4), 16: (1, 4, 16), 64: (1, 8, 64)}
 _APPEAL = (0.4, 0.25, 0.15, 0.12, 0.08)
 _NUM_DRAWS = 1000  # of each bootstrap
-_NUM_REDRAWN = 200  # of each problem's samples
+_NUM_REDRAWN = 100  # of each problem's samples
 _NUM_TRUTH = 400_000  # draws for a truth that has no closed form here
 _OURS = "ours"
 
@@ -327,7 +329,8 @@ def main() -> None:
     """Simulate, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="30 problems, fewer cells and repetitions")
-    parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--full", action="store_true", help="more accuracies, up to 500 problems; an hour")
+    parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -357,16 +360,14 @@ def main() -> None:
         run(cover_pass_at_k, [(30, 1), (30, 16)], (0.1, 0.5))
         run(cover_majority, [(30, 4)], (0.5,))
         run(cover_paired, [(30, 16)], (0.1, 0.5))
+    elif args.full:
+        run(cover_pass_at_k, [(num_problems, n) for num_problems in (30, 100, 500) for n in _KS], ACCURACIES)
+        run(cover_majority, [(num_problems, n) for num_problems in (30, 100) for n in (4, 16)], ACCURACIES)
+        run(cover_paired, [(num_problems, n) for num_problems in (30, 100) for n in _KS], ACCURACIES)
     else:
-        both = [(num_problems, n) for num_problems in (30, 100) for n in _KS]
-        run(cover_pass_at_k, both[:4], ACCURACIES)
-        run(cover_pass_at_k, [*both[4:], (500, 1), (500, 16)], ACCURACIES[::2])
-        run(cover_majority, [(30, 4), (30, 16)], (0.1, 0.5, 0.9))
-        run(
-            cover_paired,
-            [(num_problems, n) for num_problems in (30, 100) for n in (1, 16, 64)],
-            ACCURACIES[::2],
-        )
+        run(cover_pass_at_k, [*((30, n) for n in _KS), (100, 16)], ACCURACIES[::2])
+        run(cover_paired, [(30, 1), (30, 16), (30, 64), (100, 16)], ACCURACIES[::2])
+        run(cover_majority, [(30, 16)], ACCURACIES[2:3])
     print_table(cells, repeats)
     print_worst(cells)
     if args.json:

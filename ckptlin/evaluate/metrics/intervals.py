@@ -1,8 +1,8 @@
 """Confidence intervals of a mean of per-problem values that lie from 0 to 1.
 
 Both kinds are Wilson's score interval with an effective number of observations in the place of the number of
-trials.  It was chosen by simulation (`benchmarks.coverage`; the table stands in docs/metrics.md): at 30 problems
-the percentile and BCa bootstraps cover too seldom, the bootstrap-t too often and at more width.
+trials.  It was chosen by simulation (`benchmarks.coverage`; the table stands in docs/metrics.md): at 30
+problems the percentile and BCa bootstraps cover too seldom, the bootstrap-t too often and at more width.
 """
 
 import math
@@ -25,6 +25,9 @@ __all__ = [
     "score_interval",
     "student_quantile",
 ]
+
+# A mean so near to 0 or 1 is there but for rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Interval:
 
 
 def interval_over_problems(
-    values: npt.ArrayLike, *, samples_per_problem: float = 1.0, level: float = 0.95
+    values: npt.ArrayLike, *, samples_per_problem: float, level: float = 0.95
 ) -> Interval:
     """Return the interval of a metric if other problems of the same kind had been asked.
 
@@ -84,10 +87,10 @@ def interval_over_problems(
 
     Examples
     --------
-    >>> found = interval_over_problems([0.0, 1.0, 1.0, 0.5, 0.25, 0.75])
+    >>> found = interval_over_problems([0.0, 1.0, 1.0, 0.5, 0.25, 0.75], samples_per_problem=4)
     >>> round(found.low, 3), round(found.high, 3)
-    (0.18, 0.899)
-    >>> nothing_solved = interval_over_problems([0.0] * 30)
+    (0.222, 0.873)
+    >>> nothing_solved = interval_over_problems([0.0] * 30, samples_per_problem=4)
     >>> nothing_solved.low, round(nothing_solved.high, 3)
     (0.0, 0.122)
     """
@@ -99,7 +102,7 @@ def interval_over_problems(
     num, mean = len(given), float(given.mean())
     largest = mean * (1.0 - mean)
     share = 1.0
-    if largest > 0.0 and num > 1:
+    if largest > _ROUNDING and num > 1:
         share = float(given.var(ddof=1)) / largest
         share = min(max(share, 1.0 / max(samples_per_problem, 1.0)), 1.0)
     quantile = student_quantile(level, num - 1) if num > 1 else normal_quantile(level)
@@ -134,7 +137,7 @@ def interval_over_samples(
     (0.461, 0.539)
     """
     largest = mean * (1.0 - mean)
-    if largest <= 0.0:
+    if largest <= _ROUNDING:
         effective = max(num_groups, 1.0)
     else:
         effective = max(largest / variance if variance > 0.0 else math.inf, float(num_problems))

@@ -18,6 +18,7 @@ __all__ = ["ABSTAINS", "Ballot", "ballot", "majority_at_k", "majority_curve"]
 
 # The class of a sample that gives no answer.
 ABSTAINS = -1
+_ROUNDING = 1e-12
 
 # Votes for each correct class and for each wrong one, both sorted, and the number of samples that abstain.
 Ballot = tuple[tuple[int, ...], tuple[int, ...], int]
@@ -27,8 +28,8 @@ def majority_at_k(votes: npt.ArrayLike, correct: npt.ArrayLike, k: int) -> float
     """Return the probability that the plurality of k of a problem's samples is correct.
 
     The exact expectation over uniformly drawn subsets of k samples, and over ties, each of which is broken
-    uniformly at random.  A class is correct if it contains a correct sample.  Samples that abstain have no vote;
-    a subset in which all abstain is wrong.
+    uniformly at random.  A class is correct if it contains a correct sample.  Samples that abstain have no
+    vote; a subset in which all abstain is wrong.
 
     Parameters
     ----------
@@ -69,7 +70,8 @@ def ballot(votes: npt.ArrayLike, correct: npt.ArrayLike) -> Ballot:
     classes, is_correct = np.asarray(votes), np.asarray(correct, bool)
     if classes.ndim != 1 or classes.shape != is_correct.shape:
         raise InputError(
-            f"votes and correctness must be one for each sample, not of shapes {classes.shape} and {is_correct.shape}"
+            "votes and correctness must be one for each sample, "
+            f"not of shapes {classes.shape} and {is_correct.shape}"
         )
     if classes.size and classes.min() < ABSTAINS:
         raise InputError(
@@ -92,8 +94,8 @@ def majority_curve(votes: Ballot) -> np.ndarray[Any, Any]:
     For each correct class c and each count t with which it may win, the other classes' members in the subset
     are a product of polynomials, Σ_{j<t} C(g_i, j)·x^j + y·C(g_i, t)·x^t, where y marks a tie; the coefficient
     of x^(k−t)·y^r has the weight 1/(r + 1) = ∫₀¹ y^r dy, so that a Gauss-Legendre rule of enough nodes for the
-    highest possible r takes the place of y, exactly.  Coefficients are kept relative to those of (1 + x)^(Σ g_i),
-    which makes them probabilities: nothing overflows, and as no term is negative nothing cancels.
+    highest possible r takes the place of y, exactly.  Coefficients are kept relative to those of (1 + x)^(Σ
+    g_i), which makes them probabilities: nothing overflows, and as no term is negative nothing cancels.
 
     Returns
     -------
@@ -125,7 +127,8 @@ def majority_curve(votes: Ballot) -> np.ndarray[Any, Any]:
         for row, t in enumerate(counts.tolist()):
             width = drawn_from + 1
             curve[t : t + width] += weights[row] * chance[t, :width] * held[row, :width]
-    result = np.minimum(curve[1:], 1.0)
+    # Certain but for rounding.
+    result = np.where(curve[1:] > 1.0 - _ROUNDING, 1.0, curve[1:])
     result.flags.writeable = False
     return result
 
@@ -149,7 +152,7 @@ def _legendre(num_nodes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any
 
 
 def _hypergeometric(log_factorial: np.ndarray[Any, Any], rest: int, size: int) -> np.ndarray[Any, Any]:
-    """Return, at (j, s), the probability that j of j + s samples are of a class of ``size``, and s of ``rest``."""
+    """Return, at (j, s), the probability that of j + s samples j are of a class of ``size``, s of ``rest``."""
     j, s = np.arange(size + 1)[:, None], np.arange(rest + 1)[None, :]
     logs = (
         log_factorial[size] - log_factorial[j] - log_factorial[size - j]

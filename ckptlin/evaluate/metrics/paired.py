@@ -1,4 +1,4 @@
-"""Two models on the same problems: the difference, how sure it is, and relative gains by both ways of averaging."""
+"""Two models on the same problems: the difference, how sure it is, and relative gains averaged both ways."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ __all__ = [
     "sign_flip_p_value",
 ]
 
-# So many differences other than 0 have 65,536 patterns of signs, which are enumerated; of more, so many are drawn.
+# So many differences other than 0 have 65,536 patterns of signs, which are enumerated; of more, so many are
+# drawn.
 _MOST_ENUMERATED = 16
 _NUM_DRAWN = 9_999
 _DRAWN_AT_ONCE = 1 << 20  # signs
@@ -36,7 +37,7 @@ FEWEST_PROBLEMS = 30
 
 @dataclass(frozen=True, slots=True)
 class RelativeGains:
-    """By how much a second column of values exceeds a first, relative to it; items are problems, tasks, or budgets.
+    """By how much second values exceed first ones, relative to them; items are problems, tasks or budgets.
 
     Attributes
     ----------
@@ -194,8 +195,8 @@ def interval_of_difference(differences: npt.ArrayLike, *, num_samples: int, leve
 def sign_flip_p_value(differences: npt.ArrayLike, *, seed: int = 0) -> tuple[float, bool]:
     """Return how often the mean is as far from 0 if each difference may have had either sign; and if exactly.
 
-    With up to 16 differences other than 0 all patterns of signs are enumerated; with more, 9999 are drawn, and the
-    share is (1 + b)/(1 + 9999), b those as far (Phipson and Smyth 2010), which keeps the test's level.
+    With up to 16 differences other than 0 all patterns of signs are enumerated; with more, 9999 are drawn, and
+    the share is (1 + b)/(1 + 9999), b those as far (Phipson and Smyth 2010), which keeps the test's level.
 
     Examples
     --------

@@ -13,9 +13,9 @@ __all__ = ["pass_at_k"]
 def pass_at_k(num_correct: npt.ArrayLike, num_samples: npt.ArrayLike, k: int) -> np.ndarray[Any, Any]:
     """Estimate pass@k of each problem.
 
-    1 − C(n−c, k)/C(n, k), the share of the subsets of k samples that hold a correct one (Chen et al. 2021, arXiv
-    2107.03374, equation 1), as the product 1 − Π_{j<k} (n−c−j)/(n−j): no binomial coefficient is formed, and
-    no factor leaves [0, 1].
+    1 − C(n−c, k)/C(n, k), the share of the subsets of k samples that hold a correct one (Chen et al. 2021,
+    arXiv 2107.03374, equation 1), as the product 1 − Π_{j<k} (n−c−j)/(n−j): no binomial coefficient is formed,
+    and no factor leaves [0, 1].
 
     Parameters
     ----------

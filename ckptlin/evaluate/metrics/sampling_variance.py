@@ -1,10 +1,10 @@
 """How much each metric varies when the same problems are answered again: the variance by sampling alone.
 
-A problem that was solved 0 or n times of n shows no variance, and most problems of a benchmark may be such; with
-few others the plain estimate is as noisy as to make intervals too short.  So problems lend to each other: their
-success probabilities are taken as draws from a Beta distribution that is fitted to all of them, and a problem's
-variance is its expectation under the problem's own posterior (empirical Bayes).  Only the variance is lent, the
-estimate itself is not shrunk.
+A problem that was solved 0 or n times of n shows no variance, and most problems of a benchmark may be such;
+with few others the plain estimate is as noisy as to make intervals too short.  So problems lend to each other:
+their success probabilities are taken as draws from a Beta distribution that is fitted to all of them, and a
+problem's variance is its expectation under the problem's own posterior (empirical Bayes).  Only the variance
+is lent, the estimate itself is not shrunk.
 """
 
 from collections.abc import Sequence
@@ -37,10 +37,11 @@ class Beta:
 def fit_beta(num_correct: npt.ArrayLike, num_samples: npt.ArrayLike) -> Beta:
     """Fit the distribution of the problems' success probabilities by its first two moments.
 
-    The share κ = E[p(1−p)] / (m(1−m)) = (a+b)/(a+b+1) of the variance that lies within problems, from the unbiased
-    estimates c(n−c)/(n(n−1)).  One problem that was solved once in n is added to the sum, lest a benchmark where
-    each was solved always or never looks as if nothing varied.  Where no problem has two samples nothing can
-    be told, and all of the variance is taken to lie within problems, which is the most there can be.
+    The share κ = E[p(1−p)] / (m(1−m)) = (a+b)/(a+b+1) of the variance that lies within problems, from the
+    unbiased estimates c(n−c)/(n(n−1)).  One problem that was solved once in n is added to the sum, lest a
+    benchmark where each was solved always or never looks as if nothing varied.  Where no problem has two
+    samples nothing can be told, and all of the variance is taken to lie within problems, which is the most
+    there can be.
 
     Examples
     --------
