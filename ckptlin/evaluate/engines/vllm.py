@@ -67,6 +67,13 @@ class VllmEngine:
             )
         facts = read_model(model, dtype=self._options.dtype, max_model_len=self._options.max_model_len)
         before, self._model = self._model, None
+        if before is not None and (lost := before.lacks(facts)):
+            # vLLM 0.32.0 starts without a part of a fused tensor, and says nothing.
+            self.close()
+            raise InputError(
+                f"model {facts.source} lacks {len(lost)} of the tensors that {before.source} of the same "
+                f"architecture has, `{lost[0]}` among them"
+            )
         if self._core is not None and before is not None and before.fits(facts):
             self._reload(self._core, facts)
         else:
@@ -181,7 +188,11 @@ class VllmEngine:
         environment: dict[str, str | None] = {}
         gib = options.kv_cache_gib
         if on_cpu:
-            arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
+            arguments |= {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "worker_extension_cls": "ckptlin.evaluate.engines.vllm_worker.WholeReload",
+            }
             if gib is not None:
                 environment["VLLM_CPU_KVCACHE_SPACE"] = None  # vLLM would take it for the last word
             elif "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
