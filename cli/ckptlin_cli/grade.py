@@ -128,8 +128,8 @@ def _numbers(text: str) -> list[int]:
 
 def _show(result: "GradeResult", level: float, every_k: bool) -> None:
     click.echo(
-        f"Grader {result.grader}.  Values in %; [{level:.0%} interval over problems of the kind], (over samples on "
-        "these).\n"
+        f"Grader {result.grader}.  Values in %, with {level:.0%} intervals: [over problems of the same kind],\n"
+        "(over samples on these problems).\n"
     )
     names = _names(result, every_k)
     header = ["file", "problems", *names, "truncated", "tokens", "empty"]
