@@ -329,7 +329,9 @@ def main() -> None:
     """Simulate, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="30 problems, fewer cells and repetitions")
-    parser.add_argument("--full", action="store_true", help="more accuracies, up to 500 problems; an hour")
+    parser.add_argument(
+        "--full", action="store_true", help="more accuracies, up to 500 problems; many times as long"
+    )
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

@@ -240,7 +240,7 @@ def mcnemar(differences: npt.ArrayLike) -> float:
     better, worse = int(np.count_nonzero(given > 0)), int(np.count_nonzero(given < 0))
     num = better + worse
     tail = sum(math.comb(num, i) for i in range(min(better, worse) + 1))
-    return min(2 * tail / 2**num, 1.0)
+    return float(min(2 * tail / 2**num, 1.0))
 
 
 def relative_gains(first: npt.ArrayLike, second: npt.ArrayLike) -> RelativeGains:

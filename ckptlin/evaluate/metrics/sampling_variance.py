@@ -161,7 +161,7 @@ def _variance_of_counts(counts: np.ndarray[Any, Any], n: int, k: int, beta: Beta
             np.exp(log_b[n - counts + power] - log_b[n - counts] - (log_ab[n + power] - log_ab[n]))
         )
 
-    return np.maximum(second - (1.0 - 2.0 * missed(k) + missed(2 * k)), 0.0)
+    return np.asarray(np.maximum(second - (1.0 - 2.0 * missed(k) + missed(2 * k)), 0.0))
 
 
 def _jackknife(votes: Ballot, n: int, k: int) -> float:

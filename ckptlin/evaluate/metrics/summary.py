@@ -23,7 +23,7 @@ from ckptlin.evaluate.metrics.sampling_variance import (
 
 __all__ = ["Estimate", "Summary", "default_ks", "summarise"]
 
-# Where `benchmarks.coverage` tried the intervals; at the ends of it they still hold.
+# The range that `benchmarks.coverage` holds the intervals to.
 _LOWEST, _HIGHEST = 0.1, 0.9
 
 
