@@ -33,6 +33,8 @@ _RECORD = "evaluation.json"
 _RESULTS = "results.json"
 _PROBLEMS = "problems.jsonl"
 _PARTS = ("samples", "models", "scores", "scratch")
+# What samples do not depend on, or is compared when a model's prompts are known.
+_FREE = ("text", "grader")
 
 
 class EvaluationDirectory:
@@ -223,10 +225,11 @@ def open_evaluation(
             _compare(path, known, given)
         for name in _PARTS[:-1]:
             (path / name).mkdir(exist_ok=True)
-        if known is None:
-            write_file(path / _RECORD, json.dumps(given, indent=2, ensure_ascii=False).encode() + b"\n")
+        record = given | ({"text": known["text"]} if known is not None and "text" in known else {})
+        if record != known:
+            write_file(path / _RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
         try:
-            yield EvaluationDirectory(path, known or given)
+            yield EvaluationDirectory(path, record)
         finally:
             shutil.rmtree(path / "scratch", ignore_errors=True)
 
@@ -239,7 +242,9 @@ def hash_problems(problems: Sequence[Problem]) -> str:
 
 def _compare(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse settings that are not those of the samples that are there."""
-    ours, theirs = _flat(given), _flat({name: value for name, value in known.items() if name != "text"})
+    ours, theirs = (
+        _flat({name: value for name, value in data.items() if name not in _FREE}) for data in (given, known)
+    )
     differing = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
     if differing:
         name = differing[0]

@@ -13,7 +13,7 @@ import numpy as np
 from ckptlin.errors import InputError
 from ckptlin.evaluate.answering import answer_all
 from ckptlin.evaluate.directory import open_evaluation
-from ckptlin.evaluate.grading import grade_model
+from ckptlin.evaluate.graded_model import grade_model
 from ckptlin.evaluate.listener import SILENT, EvaluationListener
 from ckptlin.evaluate.metrics import compare
 from ckptlin.evaluate.plan import EvaluationPlan, plan_evaluation

@@ -51,7 +51,7 @@ class EvaluationPlan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What samples depend on, as plain data; more samples of the same kind may be asked for."""
+        """What samples depend on, as plain data, and their grader; more samples may be asked for."""
         sampling = self.sampling.to_dict()
         del sampling["num_samples"]
         return {
@@ -61,6 +61,7 @@ class EvaluationPlan:
             "problems": hash_problems(self.problems),
             "sampling": sampling,
             "engine": {"name": self.engine, "dtype": self.options.dtype},
+            "grader": {"name": self.task.grader, "parameters": dict(self.task.grader_parameters)},
         }
 
     def to_dict(self) -> dict[str, Any]:

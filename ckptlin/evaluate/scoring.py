@@ -1,4 +1,4 @@
-"""Answers to problems, graded: a score for each, which of them agree, and what was out of the ordinary."""
+"""Answers to problems, graded: a score for each, what each answers, and which of them agree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ckptlin.evaluate.votes import vote_classes
-from ckptlin.grading import Completion, Grader
+from ckptlin.grading import Completion, Grader, Voter
 from ckptlin.problems import Problem
 
 __all__ = ["GradedAnswers", "grade_answers"]
@@ -15,34 +15,59 @@ __all__ = ["GradedAnswers", "grade_answers"]
 
 @dataclass(frozen=True)
 class GradedAnswers:
-    """What a grader found.
+    """What a grader found of the answers to each problem.
 
     Attributes
     ----------
-    scores : numpy.ndarray
-        ``(num_problems, num_samples) float64``, from 0 to 1.
-    votes : numpy.ndarray or None
-        ``(num_problems, num_samples) int64``, see `ckptlin.evaluate.votes.vote_classes`.
+    scores : tuple of tuple of float
+        From 0 to 1.
+    votes : list of numpy.ndarray, or None
+        ``(num_samples,) int64`` of each problem, see `ckptlin.evaluate.votes.vote_classes`.
+    answers : tuple of tuple of (str or None), or None
+        What each answers; None where the grader knows no answers.
+    num_empty : int
+        Without text, which count as wrong by any grader.
     notes : tuple of str
-        The grader's.
+        What was out of the ordinary.
     """
 
-    scores: np.ndarray[Any, Any]
-    votes: np.ndarray[Any, Any] | None
+    scores: tuple[tuple[float, ...], ...]
+    votes: list[np.ndarray[Any, Any]] | None
+    answers: tuple[tuple[str | None, ...], ...] | None
+    num_empty: int
     notes: tuple[str, ...]
 
 
 def grade_answers(
-    grader: Grader, problems: Sequence[Problem], answers: Sequence[Sequence[Completion]]
+    grader: Grader, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]
 ) -> GradedAnswers:
-    """Grade as many answers to each of some problems.
+    """Grade the answers to each of some problems; problems may have different numbers of them.
 
     Raises
     ------
+    InputError
+        If a problem lacks what it is graded by.
     GradingError
-        If a user's function raises, or returns no score.
+        If the grader cannot start, or a user's function raises, or returns no score.
     """
-    flat = [completion for row in answers for completion in row]
-    asked = [problem for problem, row in zip(problems, answers, strict=True) for _ in row]
-    scores = np.array(grader.grade(flat, asked), np.float64).reshape(len(problems), -1)
-    return GradedAnswers(scores, vote_classes(grader, answers, problems, scores), tuple(grader.notes))
+    grader.check(problems)
+    flat = [completion for given in completions for completion in given]
+    asked = [problem for problem, given in zip(problems, completions, strict=True) for _ in given]
+    # Without a text there is nothing that could be right.
+    there = [i for i, completion in enumerate(flat) if completion.text.strip()]
+    marks = [0.0] * len(flat)
+    for i, score in zip(there, grader.grade([flat[i] for i in there], [asked[i] for i in there]), strict=True):
+        marks[i] = score
+    scores = _by_problem(marks, completions)
+    answers = _by_problem(grader.answers(flat, asked), completions) if isinstance(grader, Voter) else None
+    votes = vote_classes(grader, completions, problems, scores)
+    num_empty = len(flat) - len(there)
+    notes = list(grader.notes)
+    if num_empty:
+        notes.append(f"{num_empty:,} of {len(flat):,} answers are empty; they count as wrong")
+    return GradedAnswers(scores, votes, answers, num_empty, tuple(notes))
+
+
+def _by_problem(values: Sequence[Any], completions: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:
+    left = iter(values)
+    return tuple(tuple(next(left) for _ in given) for given in completions)

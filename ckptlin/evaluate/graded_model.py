@@ -108,7 +108,7 @@ def _scores(
     found = {
         "spec": spec,
         "notes": list(graded.notes),
-        "scores": dict(zip(ids, (row.tolist() for row in graded.scores), strict=True)),
+        "scores": dict(zip(ids, map(list, graded.scores), strict=True)),
         "votes": None
         if graded.votes is None
         else dict(zip(ids, (row.tolist() for row in graded.votes), strict=True)),
