@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ckptlin.errors import InputError
 from ckptlin.evaluate.votes import vote_classes
@@ -10,13 +12,13 @@ from ckptlin.problems import Problem
 
 def classes_of(grader, rows, golds):
     """Grade completions (texts; None: cut off without an answer) and return their classes."""
-    given = [[Completion("cut o" if text is None else text, text is not None) for text in row] for row in rows]
+    said = [[Completion("cut o" if text is None else text, text is not None) for text in row] for row in rows]
     problems = [Problem("?", gold, id=str(i)) for i, gold in enumerate(golds)]
-    flat = [problem for problem, row in zip(problems, given, strict=True) for _ in row]
-    scores = iter(grader.grade([c for row in given for c in row], flat))
+    flat = [problem for problem, row in zip(problems, said, strict=True) for _ in row]
+    scores = iter(grader.grade([c for row in said for c in row], flat))
     return [
         found.tolist()
-        for found in vote_classes(grader, given, problems, [[next(scores) for _ in row] for row in given])
+        for found in vote_classes(grader, said, problems, [[next(scores) for _ in row] for row in said])
     ]
 
 
@@ -109,3 +111,20 @@ def test_shapes_that_do_not_fit_are_refused():
 )
 def test_writings_of_one_answer_have_one_normal_form_where_no_formula_has_to_be_read(first, second):
     assert normal_form(first) == normal_form(second)
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["2", "3", "3 ", "4", "", None]), min_size=1, max_size=6),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_of_whole_texts_two_agree_if_and_only_if_both_are_right_or_they_are_the_same(rows):
+    with open_grader("exact") as grader:
+        found = classes_of(grader, rows, ["2"] * len(rows))
+    for texts, classes in zip(rows, found, strict=True):
+        for one, first in zip(texts, classes, strict=True):
+            assert (first == -1) == (one in ("", None))
+            for other, second in zip(texts, classes, strict=True):
+                assert (first == second) == (one == other or {one, other} <= {"", None})
