@@ -1,5 +1,6 @@
 """``ckptlin evaluate``."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,6 +170,8 @@ def command(
     One engine answers for all models, one after the other.  Every answer is on the disk when it comes: the same
     command goes on where a killed one was, and with more --samples it adds what is missing.
     """
+    # torch reads it when it is loaded; vLLM's CPU build lets it say where memory is bound.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from ckptlin.errors import InputError
     from ckptlin.evaluate.engines import EngineOptions
     from ckptlin.evaluate.evaluator import evaluate, plan_evaluation

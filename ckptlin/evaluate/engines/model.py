@@ -11,8 +11,9 @@ from ckptlin.quiet import quiet_transformers
 
 __all__ = ["ModelFacts", "first_line", "read_model"]
 
-# They differ between checkpoints of one architecture.  The dtype is told apart on its own.
-_INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+# They differ between checkpoints of one architecture: `use_cache` is off in what a trainer has saved, and no
+# engine reads it.  The dtype is told apart on its own.
+_INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 @dataclass(frozen=True)
