@@ -188,7 +188,7 @@ def command(
     task = open_task(
         task_name, data=data, split=split, limit=limit, window=dates, template=template, grader=grader
     )
-    given = {
+    given: dict[str, Any] = {
         "num_samples": samples,
         "temperature": temperature,
         "top_p": top_p,
