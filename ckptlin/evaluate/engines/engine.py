@@ -1,31 +1,20 @@
-"""What generates: the Protocol of the engines, their options, and how one is opened.
+"""What generates: the Protocol of the engines, and their options.
 
 An engine knows token ids alone.  Prompts are encoded and answers decoded by whoever calls it, once and in one
 way, so that two engines differ in nothing but arithmetic.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from ckptlin.errors import InputError, MissingExtraError, SelectionError
+from ckptlin.errors import InputError
 from ckptlin.evaluate.sampling import Sampling
 
-__all__ = [
-    "DTYPES",
-    "ENGINES",
-    "Engine",
-    "EngineOptions",
-    "Generation",
-    "Request",
-    "default_engine",
-    "open_engine",
-]
+__all__ = ["DTYPES", "Engine", "EngineOptions", "Generation", "Request"]
 
-ENGINES = ("vllm", "hf")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -153,39 +142,3 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
-
-
-def default_engine() -> str:
-    """Return ``vllm`` where it is installed, else ``hf``."""
-    return "vllm" if importlib.util.find_spec("vllm") is not None else "hf"
-
-
-def open_engine(name: str, options: EngineOptions) -> Engine:
-    """Open an engine; use it in a ``with`` statement.
-
-    Raises
-    ------
-    SelectionError
-        If there is no engine of that name.
-    MissingExtraError
-        If its packages are not installed.
-    InputError
-        If an option is not one of this engine's.
-    """
-    if name not in ENGINES:
-        raise SelectionError(f"there is no engine {name!r}; choose {' or '.join(ENGINES)}")
-    if name == "vllm":
-        if importlib.util.find_spec("vllm") is None:
-            raise MissingExtraError(
-                'the engine vllm is not installed; pip install "ckptlin[vllm]" on a machine with a GPU, see '
-                "docs/engines.md for one without, or choose --engine hf"
-            )
-        from ckptlin.evaluate.engines.vllm import VllmEngine
-
-        return VllmEngine(options)
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f'the engine hf needs {package}; pip install "ckptlin[models]"')
-    from ckptlin.evaluate.engines.hf import HfEngine
-
-    return HfEngine(options)

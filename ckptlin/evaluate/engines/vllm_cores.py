@@ -6,7 +6,7 @@ starts a process for each, and hands every request to the one that has least to 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ class Core(Protocol):
     def reload(self, directory: str) -> None:
         """Put other weights of the same architecture in, and forget all prefixes."""
 
-    def run(self, asks: Iterator[Ask]) -> Iterator[list[Outcome]]:
+    def run(self, asks: Iterator[Ask]) -> Generator[list[Outcome], None, None]:
         """Generate; the requests under way are taken back when the iterator is closed."""
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class SingleCore:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache")
 
-    def run(self, asks: Iterator[Ask]) -> Iterator[list[Outcome]]:
+    def run(self, asks: Iterator[Ask]) -> Generator[list[Outcome], None, None]:
         """Generate; the requests under way are taken back when the iterator is closed."""
         from torch.random import fork_rng
 
@@ -137,7 +137,7 @@ class ParallelCore:
         if not self._loop.run_until_complete(reload()):
             raise RuntimeError("vLLM kept its prefix cache")
 
-    def run(self, asks: Iterator[Ask]) -> Iterator[list[Outcome]]:
+    def run(self, asks: Iterator[Ask]) -> Generator[list[Outcome], None, None]:
         """Generate; the requests under way are taken back when the iterator is closed."""
         tasks: set[asyncio.Task[Outcome]] = set()
         try:

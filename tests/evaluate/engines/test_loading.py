@@ -29,17 +29,20 @@ def test_each_checkpoint_in_one_engine_answers_as_in_an_engine_of_its_own(vllm, 
         vllm.load(checkpoint)
         in_one.append([answers(vllm, requests, GREEDY), answers(vllm, requests, Sampling(max_tokens=16))])
     assert vllm._core is core
-    of_their_own, by_hf = [], []
+    by_hf = []
     for checkpoint in [*checkpoints, checkpoints[0]]:
-        vllm.close()
-        vllm.load(checkpoint)
-        of_their_own.append([answers(vllm, requests, GREEDY), answers(vllm, requests, Sampling(max_tokens=16))])
         hf.load(checkpoint)
         by_hf.append(answers(hf, requests, GREEDY))
-    assert vllm._core is not core
-    assert in_one == of_their_own
     assert [greedy for greedy, _ in in_one] == by_hf
     assert len({tuple(generation.token_ids for generation in greedy) for greedy in by_hf}) == 3
+    for checkpoint, found in list(zip(checkpoints, in_one, strict=False))[1:]:
+        vllm.close()
+        vllm.load(checkpoint)
+        assert [
+            answers(vllm, requests, GREEDY),
+            answers(vllm, requests, Sampling(max_tokens=16)),
+        ] == found
+    assert vllm._core is not core
 
 
 def test_tied_and_sharded_checkpoints_follow_each_other(vllm, hf, make_model):
@@ -54,7 +57,7 @@ def test_tied_and_sharded_checkpoints_follow_each_other(vllm, hf, make_model):
 
 def test_another_architecture_gets_an_engine_of_its_own(vllm, hf, make_model):
     vllm.load(make_model("llama"))
-    for model in (make_model("qwen3"), make_model("llama", num_hidden_layers=1), make_model("llama")):
+    for model in (make_model("qwen3"), make_model("llama", num_hidden_layers=1)):
         core = vllm._core
         for engine in (vllm, hf):
             engine.load(model)
