@@ -3,12 +3,14 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import (
+    csv_option,
+    figure_option,
     json_option,
     not_empty,
     print_json,
@@ -107,20 +109,8 @@ __all__ = ["command"]
 @click.option("--kv-cache", type=float, metavar="GIB", help="For keys and values where vllm runs on a CPU.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Answers that are written at once.")
 @click.option("--device", metavar="NAME", help="Of hf: cpu, cuda, ...")
-@click.option(
-    "--csv",
-    "csv_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Write every figure as CSV.",
-)
-@click.option(
-    "--plot",
-    "plot_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Draw what is solved against the step, as .png, .svg or .pdf.",
-)
+@csv_option
+@figure_option("--plot", "Draw what is solved against the step")
 @click.option("--overwrite", is_flag=True, help="Remove the samples that are there, and begin anew.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @json_option
@@ -159,7 +149,7 @@ def command(
     batch_size: int | None,
     device: str | None,
     csv_path: Path | None,
-    plot_path: Path | None,
+    figure_path: Path | None,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -172,19 +162,11 @@ def command(
     """
     # torch reads it when it is loaded; vLLM's CPU build lets it say where memory is bound.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from ckptlin.errors import InputError
     from ckptlin.evaluate.engines import EngineOptions
     from ckptlin.evaluate.evaluator import evaluate, plan_evaluation
     from ckptlin.evaluate.models import resolve_models
     from ckptlin.evaluate.tasks import open_task
 
-    for option, path in (("--csv", csv_path), ("--plot", plot_path)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{option} {path} lies in no directory that exists; make {path.parent} first")
-    if plot_path is not None:
-        from ckptlin.report import check_figure_path
-
-        check_figure_path(plot_path)
     task = open_task(
         task_name, data=data, split=split, limit=limit, window=dates, template=template, grader=grader
     )
@@ -230,8 +212,8 @@ def command(
         return
     with SampleProgress(is_quiet=quiet) as listener:
         result = evaluate(plan, ks=parse_ks(ks), baseline=baseline, overwrite=overwrite, listener=listener)
-    if plot_path is not None:
-        _draw(result, plot_path)
+    if figure_path is not None:
+        _draw(result, figure_path)
     rows = {model.label: model.summary for model in result.models}
     if csv_path is not None:
         write_csv(csv_path, summary_rows(rows))
