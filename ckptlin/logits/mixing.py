@@ -1,11 +1,11 @@
 """The one formula of logits extrapolation, which both engines apply."""
 
-from typing import Any
+import torch
 
 __all__ = ["mix_logits"]
 
 
-def mix_logits(base: Any, second: Any, alpha: float) -> Any:
+def mix_logits(base: torch.Tensor, second: torch.Tensor, alpha: float) -> torch.Tensor:
     """Return l₁ + α(l₂ − l₁) in float32 (arXiv 2601.04537), before temperature and top-p.
 
     Parameters
@@ -13,13 +13,17 @@ def mix_logits(base: Any, second: Any, alpha: float) -> Any:
     base, second : torch.Tensor
         ``(..., vocab_size)``, of one shape and any float dtype; neither is changed.
     alpha : float
-        0 gives ``base`` bit for bit.  1 gives ``second`` up to the rounding of the difference.
+        0 gives ``base`` and 1 gives ``second``, bit for bit.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(..., vocab_size) float32``; NaN where either is NaN, or both are the same infinity.
 
     Notes
     -----
-    What models compute in bfloat16 is rounded before it gets here, by up to 2⁻⁹ of its size, and α beyond 1
-    multiplies that rounding by 2α − 1.
+    Logits that a model computes in bfloat16 are rounded before they get here, by up to 2⁻⁹ of their size, and α
+    beyond 1 multiplies that by up to 2α − 1.
     """
-    start = base.float()
-    # −inf in both, of a token that a model masks, would become NaN in the difference.
-    return start + alpha * (second.float() - start)
+    # From 0.5 on torch's lerp starts at the second, so that both ends are exact.
+    return torch.lerp(base.float(), second.float(), alpha)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ckptlin._version import __version__
 from ckptlin.atomic import partial_name, replace_directory
-from ckptlin.checkpoints import HuggingFaceCheckpoint, StepCheckpoint, build_header, discover
+from ckptlin.checkpoints import Checkpoint, Run, build_header, discover
 from ckptlin.checkpoints.locations import UrlPath, location_of
 from ckptlin.checkpoints.model_files import find_model_files, read_json
 from ckptlin.checkpoints.output_directory import check_output
@@ -33,10 +33,9 @@ ARCHITECTURE = "CkptlinLogitsExtrapolationForCausalLM"
 
 _EXPLICIT = re.compile(r"([0-9]+)=(.+)", re.DOTALL)
 # What checkpoints of one model may differ in: how they were saved, and what generation is told apart from them.
-_INCIDENTAL = frozenset(
-    ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-    + ("bos_token_id", "eos_token_id", "pad_token_id")
-)
+_HOW_SAVED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_INCIDENTAL = frozenset((*_HOW_SAVED, *_SPECIAL_TOKENS))
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
@@ -108,27 +107,26 @@ def make_pair(
         raise InputError("neither a target step nor alpha was given; one of them says how far to extrapolate")
     if target is not None and target < 0:
         raise InputError(f"target step {target} is negative")
-    steps = _step(base), _step(second)
-    known = None if steps[0] is None or steps[1] is None else (steps[0], steps[1])
-    if alpha is None and target is not None:
-        if known is None:
-            unknown = base if steps[0] is None else second
+    first_step, last_step = _step(base), _step(second)
+    steps = None if first_step is None or last_step is None else (first_step, last_step)
+    if alpha is None:
+        if steps is None:
+            unknown = base if first_step is None else second
             raise InputError(
                 f"the step of {os.fspath(unknown)} cannot be told, neither by its name nor by a "
                 "trainer_state.json; write it as STEP=PATH, or give alpha instead of a target step"
             )
-        if known[0] == known[1]:
+        if steps[0] == steps[1]:
             raise InputError(
-                f"both checkpoints are of step {known[0]}, and no line goes through one point; give two steps, "
+                f"both checkpoints are of step {steps[0]}, and no line goes through one point; give two steps, "
                 "or alpha instead of a target step"
             )
-        alpha = (target - known[0]) / (known[1] - known[0])
+        alpha = ((target or 0) - steps[0]) / (steps[1] - steps[0])
     else:
         target = None
-    assert alpha is not None  # noqa: S101 - for the type checker: one of both was given
-    with _open(base, steps[0]) as first, _open(second, steps[1]) as last:
-        _check_fit(first.checkpoint, last.checkpoint)
-        return LogitsPair(_directory(first), _directory(last), float(alpha), known, target)
+    with _open(base) as first, _open(second) as last:
+        _check_fit(first.checkpoints[0].checkpoint, last.checkpoints[0].checkpoint)
+        return LogitsPair(_directory(first), _directory(last), float(alpha), steps, target)
 
 
 def is_pair(directory: str | os.PathLike[str]) -> bool:
@@ -160,8 +158,8 @@ def write_pair(pair: LogitsPair, directory: Path, *, overwrite: bool = False) ->
     check_output(target, directory, overwrite=overwrite)
     sidecars: dict[str, Path] = {}
     for path in (pair.second, pair.base):
-        with _opened(path) as item:
-            for name, sidecar in item.checkpoint.sidecars.items():
+        with _open(path) as run:
+            for name, sidecar in run.checkpoints[0].checkpoint.sidecars.items():
                 if name not in sidecars and not name.endswith(".index.json"):
                     sidecars[name] = Path(str(sidecar))
     config = read_json(sidecars.pop("config.json"))
@@ -219,48 +217,50 @@ def read_pair(directory: str | os.PathLike[str]) -> LogitsPair:
     return pair
 
 
+def _split(item: str | os.PathLike[str]) -> tuple[int | None, str]:
+    """Return the step that a user wrote before the path, and the path."""
+    text = os.fspath(item)
+    match = _EXPLICIT.fullmatch(text)
+    return (int(match[1]), match[2]) if match else (None, text)
+
+
 def _step(item: str | os.PathLike[str]) -> int | None:
     """Return the step of a checkpoint, None where nothing says it."""
-    text = os.fspath(item)
-    if match := _EXPLICIT.fullmatch(text):
-        return int(match[1])
+    step, text = _split(item)
+    if step is not None:
+        return step
     path = Path(text)
-    for name, key in ((PROVENANCE_NAME, "step"), ("", ""), ("trainer_state.json", "global_step")):
-        found = step_of(path) if not name else read_json(path / name).get(key) if (path / name).is_file() else None
-        if isinstance(found, int):
+    for found in (
+        _entry(path / PROVENANCE_NAME, "step"),
+        step_of(path),
+        _entry(path / "trainer_state.json", "global_step"),
+    ):
+        if found is not None:
             return found
     return None
 
 
-class _opened:  # noqa: N801 - used as a function
-    """A checkpoint of a pair, while it is open."""
-
-    def __init__(self, path: str | os.PathLike[str], step: int | None = None) -> None:
-        if isinstance(location_of(os.fspath(path)), UrlPath):
-            raise InputError(f"checkpoint {path} lies at a URL, and engines load from a disk; copy it first")
-        self._run = discover([f"{step or 0}={os.fspath(path)}"])
-
-    def __enter__(self) -> StepCheckpoint:
-        return self._run.checkpoints[0]
-
-    def __exit__(self, *args: object) -> None:
-        self._run.close()
+def _entry(path: Path, key: str) -> int | None:
+    found = read_json(path).get(key) if path.is_file() else None
+    return found if isinstance(found, int) else None
 
 
-def _open(item: str | os.PathLike[str], step: int | None) -> _opened:
-    text = os.fspath(item)
-    match = _EXPLICIT.fullmatch(text)
-    return _opened(match[2] if match else text, step)
+def _open(item: str | os.PathLike[str]) -> Run:
+    """Open one checkpoint, as a run of one; its step does not matter here."""
+    _, text = _split(item)
+    if isinstance(location_of(text), UrlPath):
+        raise InputError(f"checkpoint {text} lies at a URL, and engines load from a disk; copy it first")
+    return discover([f"0={text}"])
 
 
-def _directory(found: StepCheckpoint) -> Path:
-    path = Path(str(found.path)).absolute()
+def _directory(run: Run) -> Path:
+    path = Path(str(run.checkpoints[0].path)).absolute()
     if not path.is_dir():
         raise InputError(f"checkpoint {path} is a file; engines load a directory with config.json")
     return path
 
 
-def _check_fit(first: Any, last: Any) -> None:
+def _check_fit(first: Checkpoint, last: Checkpoint) -> None:
     """Refuse checkpoints whose logits do not stand for the same tokens, or that one engine cannot hold."""
     configs = []
     for checkpoint in (first, last):
@@ -290,7 +290,7 @@ def _check_fit(first: Any, last: Any) -> None:
     _check_tokenizers(first, last)
 
 
-def _check_tokenizers(first: Any, last: Any) -> None:
+def _check_tokenizers(first: Checkpoint, last: Checkpoint) -> None:
     found = []
     for checkpoint in (first, last):
         names = [name for name in _TOKENIZER if name in checkpoint.sidecars]
@@ -319,7 +319,7 @@ def _vocabulary(directory: Path) -> dict[str, int]:
 
 
 def _config_of(pair: LogitsPair, config: Mapping[str, Any]) -> dict[str, Any]:
-    at_top = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+    at_top = ("dtype", "torch_dtype", "tie_word_embeddings", *_SPECIAL_TOKENS)
     return {
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,

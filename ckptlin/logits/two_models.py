@@ -111,7 +111,9 @@ class LogitsExtrapolationForCausalLM(PreTrainedModel, GenerationMixin):  # type:
         InputError
             Always.
         """
-        raise InputError("a pair has no weights of its own to save; ckptlin.logits.write_pair writes its directory")
+        raise InputError(
+            "a pair has no weights of its own to save; ckptlin.logits.write_pair writes its directory"
+        )
 
     def get_input_embeddings(self) -> Any:
         """Return the base's; what is embedded by it means nothing to the second."""

@@ -1,9 +1,9 @@
 """The model class: both checkpoints as vLLM's own models under two prefixes, logits mixed before the sampler.
 
-Each attention layer of each model registers itself under its own name, so that vLLM's scheduler counts the keys
-and values of both, and everything else (batching, prefix caching, chunked prefill, samplers, tensor parallelism)
-works as for one model.  The runner carries one row of hidden states a token from `forward` to `compute_logits`:
-here it is the rows of both models side by side.
+Each attention layer of each model registers itself under its own name, so that vLLM's scheduler counts the
+keys and values of both, and everything else (batching, prefix caching, chunked prefill, samplers, tensor
+parallelism) works as for one model.  The runner carries one row of hidden states a token from `forward` to
+`compute_logits`: here it is the rows of both models side by side.
 
 Left out: pipeline parallelism, LoRA, quantised models, prompt embeddings, speculative decoding.
 """
@@ -63,8 +63,8 @@ class CkptlinLogitsExtrapolationForCausalLM(nn.Module):  # type: ignore[misc]
         self.alpha = float(self.config.alpha)
         text_config = self.config.text_config
         for part in _PARTS:
-            # vLLM keeps compiled graphs by a hash of the configuration, and a graph knows the names of its layers:
-            # the second model must never be given the first one's.
+            # vLLM keeps compiled graphs by a hash of the configuration, and a graph knows the names of its
+            # layers: the second model must never be given the first one's.
             own = copy.deepcopy(text_config)
             own.ckptlin_part = part
             with set_model_tag(f"ckptlin_{part}"):
@@ -139,8 +139,8 @@ class CkptlinLogitsExtrapolationForCausalLM(nn.Module):  # type: ignore[misc]
         loaded: set[str] = AutoWeightsLoader(self).load_weights(weights)
         if missing := set(_PARTS) - {name.partition(".")[0] for name in loaded}:
             raise InputError(
-                f"vLLM's loader gave no weights of the {sorted(missing)[0]} checkpoint; use --load-format auto or "
-                "safetensors"
+                f"vLLM's loader gave no weights of the {sorted(missing)[0]} checkpoint; use --load-format auto "
+                "or safetensors"
             )
         if self._loaded_from != self._model_config.model:
             self._loaded_from = self._model_config.model
