@@ -1,7 +1,4 @@
-"""Logits extrapolation as plainly as it can be said: no cache, no batch, float64 from the logits on.
-
-Each token is found by a forward of both models over the whole sequence.
-"""
+"""Logits extrapolation as plainly as it can be said: two models in float64, no cache, no batch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +14,7 @@ __all__ = ["TwoModels", "make_prompts"]
 def make_prompts(count: int, *, seed: int = 5) -> list[list[int]]:
     """Return prompts of 1 to 9 tokens."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(2, VOCABULARY, (1 + row % 9,), generator=generator).tolist() for row in range(count)
-    ]
+    return [torch.randint(2, VOCABULARY, (1 + row % 9,), generator=generator).tolist() for row in range(count)]
 
 
 class TwoModels:
@@ -42,9 +37,11 @@ class TwoModels:
         """Return log-probabilities of the next token at every position."""
         return torch.log_softmax(self.logits(ids, alpha) / temperature, dim=-1)
 
-    def greedy(self, prompt: Sequence[int], alpha: float, *, num_tokens: int) -> list[int]:
-        """Return the likeliest tokens, one after another; an end does not end it."""
-        ids = list(prompt)
-        for _ in range(num_tokens):
-            ids.append(int(self.logits(ids, alpha)[-1].argmax()))
-        return ids[len(prompt) :]
+    def greedy(self, prompt: Sequence[int], written: Sequence[int], alpha: float) -> list[int]:
+        """Return the likeliest token at each place of what was written.
+
+        It is ``written`` itself if, and only if, each of its tokens was the likeliest after those before it: what
+        a loop from token to token finds, by one forward.
+        """
+        ids = [*prompt, *written]
+        return self.logits(ids, alpha)[len(prompt) - 1 : -1].argmax(-1).tolist()

@@ -21,7 +21,9 @@ def checkpoints(request, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def load(checkpoints, directory, **options):
-    pair = write_pair(make_pair(*checkpoints, alpha=options.pop("alpha", 1.7)), directory / "pair", overwrite=True)
+    pair = write_pair(
+        make_pair(*checkpoints, alpha=options.pop("alpha", 1.7)), directory / "pair", overwrite=True
+    )
     return AutoModelForCausalLM.from_pretrained(pair, **options)
 
 
@@ -48,10 +50,13 @@ def test_greedy_tokens_are_those_of_two_whole_forwards(checkpoints, alpha, tmp_p
     model = load(checkpoints, tmp_path, alpha=alpha)
     assert isinstance(model, LogitsExtrapolationForCausalLM)
     loop = TwoModels(*checkpoints)
-    expected = [loop.greedy(prompt, alpha, num_tokens=NUM_TOKENS) for prompt in prompts]
-    assert generate(model, prompts, do_sample=False) == expected
+    written = generate(model, prompts, do_sample=False)
+    assert {len(row) for row in written} == {NUM_TOKENS}
+    assert written == [loop.greedy(prompt, row, alpha) for prompt, row in zip(prompts, written, strict=True)]
     # A witness that cannot fail would show nothing: another α writes something else.
-    assert expected != [loop.greedy(prompt, alpha + 1, num_tokens=NUM_TOKENS) for prompt in prompts]
+    assert written != [
+        loop.greedy(prompt, row, alpha + 1) for prompt, row in zip(prompts, written, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("row", [0, 1])
@@ -104,17 +109,17 @@ def test_beams_take_both_caches_along(qwen, tmp_path):
 def test_an_end_ends_and_alpha_may_change_between_calls(qwen, tmp_path):
     model = load(qwen, tmp_path)
     prompts = make_prompts(8)
-    loop = TwoModels(*qwen)
-    free = [loop.greedy(prompt, 1.7, num_tokens=NUM_TOKENS) for prompt in prompts]
+    free = generate(model, prompts, do_sample=False)
     end = free[0][3]
     ended = generate(model, prompts, do_sample=False, eos_token_id=end)
     for full, found in zip(free, ended, strict=True):
         cut = full[: full.index(end) + 1] if end in full else full
         assert found == cut + [0] * (len(found) - len(cut))
     model.alpha = -0.5
-    assert generate(model, prompts, do_sample=False) == [
-        loop.greedy(prompt, -0.5, num_tokens=NUM_TOKENS) for prompt in prompts
-    ]
+    other = generate(model, prompts, do_sample=False)
+    loop = TwoModels(*qwen)
+    assert other != free
+    assert other == [loop.greedy(prompt, row, -0.5) for prompt, row in zip(prompts, other, strict=True)]
 
 
 def test_the_generation_configuration_is_the_second_checkpoints(qwen, tmp_path):
