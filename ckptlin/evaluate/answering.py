@@ -147,8 +147,8 @@ class _Answering:
         if sampling.max_tokens <= room:
             return sampling
         self._listener.note(
-            f"answers of {label} are cut off after {room:,} tokens instead of {sampling.max_tokens:,}: its context "
-            f"of {text.context:,} has no more room behind the longest prompt ({longest:,})"
+            f"answers of {label} are cut off after {room:,} tokens instead of {sampling.max_tokens:,}: its "
+            f"context of {text.context:,} has no more room behind the longest prompt ({longest:,})"
         )
         return replace(sampling, max_tokens=room)
 

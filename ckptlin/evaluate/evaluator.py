@@ -65,8 +65,8 @@ def evaluate(
     for k in ks or ():
         if not 1 <= k <= plan.sampling.num_samples:
             raise InputError(
-                f"k = {k} is not between 1 and the number of answers to a problem, {plan.sampling.num_samples}; "
-                "give another --k, or more --samples"
+                f"k = {k} is not between 1 and the number of answers to a problem, "
+                f"{plan.sampling.num_samples}; give another --k, or more --samples"
             )
     with open_evaluation(plan.out_dir, plan.settings, overwrite=overwrite) as directory:
         answer_all(plan, directory, listener)

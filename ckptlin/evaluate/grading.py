@@ -101,9 +101,9 @@ def _scores(
     if kept is not None and kept["spec"] == spec:
         return kept
     listener.on_grading(label, sum(map(len, answers)))
-    graded = grade_answers(
-        plan.task, plan.problems, [[Completion(s.text, s.finished) for s in row] for row in answers]
-    )
+    completions = [[Completion(sample.text, sample.finished) for sample in row] for row in answers]
+    with plan.task.open_grader() as grader:
+        graded = grade_answers(grader, plan.problems, completions)
     ids = [problem.id for problem in plan.problems]
     found = {
         "spec": spec,

@@ -124,7 +124,7 @@ def plan_evaluation(
         models=tuple(models),
         sampling=sampling,
         engine=engine or default_engine(),
-        options=options or EngineOptions(max_model_len=0),
+        options=options or EngineOptions(),
         out_dir=path,
         done=done,
     )

@@ -9,7 +9,7 @@ import re
 from itertools import product
 from typing import Any
 
-__all__ = ["plain_number", "same_answer", "same_text", "text_of"]
+__all__ = ["normal_form", "plain_number", "same_answer", "same_text", "surely_differ", "text_of"]
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _LETTERS = re.compile(r"[^\W\d_][^\W\d_'’.\- ]*(?:[ '’.\-]+[^\W\d_]+)*\.?")
@@ -126,6 +126,44 @@ def plain_number(answer: str) -> str:
         return answer
     whole, rest, decimals = match.groups()
     return whole + re.sub(_SEPARATOR, "", rest) + (decimals or "")
+
+
+def normal_form(answer: str) -> str:
+    r"""Return an answer in a form that is the same for many writings of it, without Math-Verify.
+
+    Examples
+    --------
+    >>> [normal_form(text) for text in (r"$1{,}000$", "1000.0", r"\text{ Monday }", "Monday.", r" \frac 1 2")]
+    ['1000', '1000', 'monday', 'monday', '\\frac 1 2']
+    """
+    bare = _bare(answer)
+    words = text_of(bare)
+    if words is not None:
+        return words
+    number = plain_number(bare)
+    return _decimal(number) or number
+
+
+def surely_differ(first: str, second: str) -> bool:
+    """Tell whether two different normal forms are plain numbers, or one is words: no formula has to be read.
+
+    Examples
+    --------
+    >>> surely_differ("12", "13"), surely_differ("monday", "12"), surely_differ("12", "6+6")
+    (True, True, False)
+    """
+    if text_of(first) is not None or text_of(second) is not None:
+        return True
+    return _decimal(first) is not None and _decimal(second) is not None
+
+
+def _decimal(answer: str) -> str | None:
+    """Return a plain decimal number without what does not change it; None if it is none."""
+    if not re.fullmatch(r"[-+]?\d+(?:\.\d+)?", answer):
+        return None
+    whole, _, fraction = answer.lstrip("+-").partition(".")
+    digits = (whole.lstrip("0") or "0") + (f".{fraction.rstrip('0')}" if fraction.rstrip("0") else "")
+    return f"-{digits}" if answer.startswith("-") and digits != "0" else digits
 
 
 def _unwrapped(answer: str) -> str:

@@ -41,7 +41,7 @@ __all__ = ["command"]
     required=True,
     callback=not_empty,
     metavar="NAME|FILE",
-    help="See `ckptlin evaluate --list-tasks`; or a file of problems and answers of your own.",
+    help="See `ckptlin tasks`; or a file of problems and answers of your own.",
 )
 @click.option(
     "--out",
@@ -169,12 +169,11 @@ def command(
     One engine answers for all models, one after the other.  Every answer is on the disk when it comes: the same
     command goes on where a killed one was, and with more --samples it adds what is missing.
     """
-    from ckptlin.evaluate.tasks import open_task
-
     from ckptlin.errors import InputError
     from ckptlin.evaluate.engines import EngineOptions
     from ckptlin.evaluate.evaluator import evaluate, plan_evaluation
     from ckptlin.evaluate.models import resolve_models
+    from ckptlin.evaluate.tasks import open_task
 
     for option, path in (("--csv", csv_path), ("--plot", plot_path)):
         if path is not None and not path.absolute().parent.is_dir():
@@ -213,7 +212,6 @@ def command(
         sampling=sampling,
         engine=engine,
         options=EngineOptions(
-            max_model_len=0,
             dtype=dtype,
             tensor_parallel=tensor_parallel,
             data_parallel=data_parallel,
