@@ -76,7 +76,7 @@ class LogitsExtrapolationForCausalLM(PreTrainedModel, GenerationMixin):  # type:
     @classmethod
     def from_pretrained(
         cls, directory: str | os.PathLike[str], *args: Any, config: Any = None, **kwargs: Any
-    ) -> Self:
+    ) -> Self | tuple[Self, dict[str, set[Any]]]:
         """Load the directory of a pair.
 
         Parameters
@@ -86,6 +86,12 @@ class LogitsExtrapolationForCausalLM(PreTrainedModel, GenerationMixin):  # type:
         config : LogitsExtrapolationConfig, optional
         **kwargs
             Of ``AutoModelForCausalLM.from_pretrained``, for both models: ``dtype``, ``device_map``, ...
+
+        Returns
+        -------
+        model : LogitsExtrapolationForCausalLM
+        report : dict
+            If ``output_loading_info`` is asked for: of both models, names begin with ``base.`` or ``second.``.
         """
         pair = read_pair(directory)
         if config is None:
@@ -94,14 +100,22 @@ class LogitsExtrapolationForCausalLM(PreTrainedModel, GenerationMixin):  # type:
         # What AutoModelForCausalLM found out about the directory does not hold for the models.
         for name in ("adapter_kwargs", "_from_auto", "_commit_hash", "state_dict", "trust_remote_code"):
             kwargs.pop(name, None)
-        models = [
-            AutoModelForCausalLM.from_pretrained(path, config=config.text_config, **kwargs)
-            for path in (pair.base, pair.second)
-        ]
-        found = cls(config, *models)
+        with_report = kwargs.pop("output_loading_info", False)
+        models: list[Any] = []
+        report: dict[str, set[Any]] = {}
+        for part, path in (("base", pair.base), ("second", pair.second)):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path, config=config.text_config, output_loading_info=True, **kwargs
+            )
+            models.append(model)
+            for kind, keys in found.items():
+                report.setdefault(kind, set()).update(
+                    f"{part}.{key}" if isinstance(key, str) else (f"{part}.{key[0]}", *key[1:]) for key in keys
+                )
+        pair_model = cls(config, *models)
         if (Path(directory) / "generation_config.json").is_file():
-            found.generation_config = GenerationConfig.from_pretrained(directory)
-        return found
+            pair_model.generation_config = GenerationConfig.from_pretrained(directory)
+        return (pair_model, report) if with_report else pair_model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: a pair's directory is written by `ckptlin.logits.write_pair`.

@@ -1,37 +1,22 @@
 """vLLM in this process, on a CPU, and gone again."""
 
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ckptlin.evaluate.engines.vllm_library import import_vllm, starting
 from ckptlin.logits.vllm_plugin import WORKER_EXTENSION
 
 __all__ = ["greedy", "open_llm", "sample"]
-
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 @contextmanager
 def open_llm(model: Path, **options: Any) -> Iterator[Any]:
     """Open ``vllm.LLM`` on a model or pair; global state is put back when it is closed."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    set_num_threads = torch.set_num_threads  # which vLLM replaces
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        from vllm import LLM
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        llm = LLM(
+    vllm = import_vllm()
+    with starting({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
+        llm = vllm.LLM(
             model=str(model),
             **{
                 "dtype": "float32",
@@ -46,13 +31,14 @@ def open_llm(model: Path, **options: Any) -> Iterator[Any]:
             }
             | options,
         )
-        torch.set_num_threads = set_num_threads
-        try:
-            yield llm
-        finally:
-            llm.llm_engine.engine_core.shutdown()
-            del llm
-            cleanup_dist_env_and_memory()
+    try:
+        yield llm
+    finally:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
 
 
 def sample(llm: Any, prompts: list[list[int]], **params: Any) -> list[Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from ckptlin.evaluate.engines.vllm_worker import WholeReload
 from ckptlin.logits import make_pair, write_pair
 from tests.logits.checkpoints import save_checkpoints, save_model
 from tests.logits.loop import TwoModels, make_prompts
@@ -76,7 +77,9 @@ def pair(run) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(pair):
-    with open_llm(pair, max_model_len=128, max_num_seqs=64) as opened:
+    with open_llm(
+        pair, max_model_len=128, max_num_seqs=64, worker_extension_cls=f"{WholeReload.__module__}.WholeReload"
+    ) as opened:
         yield opened
 
 
@@ -85,12 +88,12 @@ def test_another_pair_goes_into_the_engine_that_runs(run, pair, llm, tmp_path):
     assert written_as_expected(llm, TwoModels(*before), 1.7)
     # Prompts that the engine has kept keys and values of must not be answered with them.
     other = write_pair(make_pair(*after, target=35), tmp_path / "other")
-    llm.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
+    llm.collective_rpc("reload_whole", args=(str(other),))
     assert llm.reset_prefix_cache()
-    assert llm.collective_rpc("get_logits_alpha") == [1.5]
+    assert the_model(llm).alpha == 1.5
     assert written_as_expected(llm, TwoModels(*after), 1.5)
     assert not written_as_expected(llm, TwoModels(*before), 1.7)
-    llm.collective_rpc("reload_weights", kwargs={"weights_path": str(pair)})
+    llm.collective_rpc("reload_whole", args=(str(pair),))
     assert llm.reset_prefix_cache()
     assert written_as_expected(llm, TwoModels(*before), 1.7)
 
