@@ -29,4 +29,4 @@ if __name__ == "__main__":
     prompts = [{"prompt_token_ids": prompt} for prompt in make_prompts(8)]
     params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, detokenize=False)
     for output in llm.generate(prompts, params, use_tqdm=False):
-        print(*output.outputs[0].token_ids)
+        sys.stdout.write(" ".join(map(str, output.outputs[0].token_ids)) + "\n")
