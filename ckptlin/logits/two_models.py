@@ -185,7 +185,9 @@ class LogitsExtrapolationForCausalLM(PreTrainedModel, GenerationMixin):  # type:
                 **{name: value for name, value in kwargs.items() if name != "return_dict"},
             )
             logits.append(output.logits)
-        return CausalLMOutputWithPast(logits=mix_logits(*logits, self.alpha), past_key_values=cache)
+        return CausalLMOutputWithPast(
+            logits=mix_logits(logits[0], logits[1], self.alpha), past_key_values=cache
+        )
 
     def _cache(self, given: Any, *, use_cache: bool | None) -> PairCache | None:
         if isinstance(given, PairCache):

@@ -163,7 +163,7 @@ def command(
             sampling=sampling,
             engine=engine or default_engine(),
             options=EngineOptions(
-                max_model_len=0,
+                max_model_len=1,  # `generate` finds what the prompts need
                 dtype=dtype,
                 tensor_parallel=tensor_parallel,
                 gpu_memory=gpu_memory,

@@ -25,8 +25,8 @@ def test_two_checkpoints_answer_a_prompt(checkpoints, tmp_path):
     first, second = checkpoints
     out = tmp_path / "answers.jsonl"
     done = run(
-        "--base", first, "--second", second, "--target-step", 27, "--prompt", "QRS", "--prompt", "A", "--engine",
-        "hf", "--temperature", 0, "--max-tokens", 8, "--out", out, "--json",
+        "--base", first, "--second", second, "--target-step", 27, "--prompt", "QRS", "--prompt", "A",
+        "--engine", "hf", "--temperature", 0, "--max-tokens", 8, "--out", out, "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
@@ -44,7 +44,8 @@ def test_a_single_checkpoint_answers_data(checkpoints, tmp_path):
     data = tmp_path / "problems.jsonl"
     data.write_text('{"problem": "AB", "id": "x"}\n{"problem": "CD", "id": "y"}\n')
     done = run(
-        "--base", checkpoints[0], "--data", data, "--limit", 1, "--samples", 2, "--engine", "hf", "--max-tokens", 4
+        "--base", checkpoints[0], "--data", data, "--limit", 1, "--samples", 2, "--engine", "hf",
+        "--max-tokens", 4,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("> AB\n")

@@ -13,8 +13,8 @@ def pairs_are_known():
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
-    # Set before vLLM starts: on a CPU its packed weights depend on the number of threads, and a reload after that
-    # was changed mixes two ways of packing.
+    # Set before vLLM starts: on a CPU its packed weights depend on the number of threads, and a reload after
+    # that was changed mixes two ways of packing.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -40,8 +40,8 @@ class TwoModels:
     def greedy(self, prompt: Sequence[int], written: Sequence[int], alpha: float) -> list[int]:
         """Return the likeliest token at each place of what was written.
 
-        It is ``written`` itself if, and only if, each of its tokens was the likeliest after those before it: what
-        a loop from token to token finds, by one forward.
+        It is ``written`` itself if, and only if, each of its tokens was the likeliest after those before it:
+        what a loop from token to token finds, by one forward.
         """
         ids = [*prompt, *written]
         return self.logits(ids, alpha)[len(prompt) - 1 : -1].argmax(-1).tolist()

@@ -32,7 +32,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def answered(model, engine, sampling=GREEDY):
-    options = EngineOptions(0, dtype="float32", kv_cache_gib=0.0625 if engine == "vllm" else None)
+    options = EngineOptions(1, dtype="float32", kv_cache_gib=0.0625 if engine == "vllm" else None)
     return generate(
         model, PROBLEMS, template=get_template("plain"), sampling=sampling, engine=engine, options=options
     )
@@ -90,5 +90,5 @@ def test_nothing_to_answer_is_refused(run):
             template=get_template("plain"),
             sampling=GREEDY,
             engine="hf",
-            options=EngineOptions(0),
+            options=EngineOptions(1),
         )
