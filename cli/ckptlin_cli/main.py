@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "export": "Give an ingested checkpoint back, bit for bit.",
     "verify": "Check every chunk of a store.",
     "methods": "List the prediction methods.",
+    "generate": "Let a checkpoint answer, or two by extrapolated logits.",
     "data": "Prepare the data to train and evaluate on.",
     "grade": "Grade answers that exist already, and compare files of them.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
