@@ -1,0 +1,103 @@
+"""vLLM as a library: what surrounds its import and the start of an engine, so that the process stays as it was.
+
+Set for good, before the first import and where the user has not set it: messages of level ``ERROR`` and worse,
+to stderr (``VLLM_LOGGING_LEVEL``, ``VLLM_LOGGING_STREAM``; vLLM's own default is stdout, which belongs to
+data), and no usage statistics (``VLLM_NO_USAGE_STATS``).  What is left behind otherwise: on a CPU vLLM binds
+this process's memory to its first NUMA node.
+"""
+
+import os
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+__all__ = ["import_vllm", "starting", "supported_head_sizes"]
+
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def import_vllm() -> Any:
+    """Import vLLM, and say nothing about it."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import vllm
+
+        _tolerate_other_libraries()
+    return vllm
+
+
+@contextmanager
+def starting(environment: Mapping[str, str | None]) -> Iterator[None]:
+    """Start an engine of vLLM in this block: warnings are held back, and global state is put back afterwards.
+
+    vLLM seeds Python's, numpy's and torch's random numbers, and on a CPU replaces ``torch.set_num_threads``.
+
+    Parameters
+    ----------
+    environment : mapping of str to str or None
+        Variables for the start alone; None for one that must not be there.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.callback(setattr, torch, "set_num_threads", torch.set_num_threads)
+        stack.enter_context(_variables(environment))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+def supported_head_sizes() -> tuple[int, ...]:
+    """Return the sizes of an attention head that vLLM has kernels for on a CPU."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return tuple(CPUAttentionBackend.get_supported_head_sizes())
+
+
+@contextmanager
+def _variables(environment: Mapping[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in environment}
+    try:
+        _set(environment)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(environment: Mapping[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _tolerate_other_libraries() -> None:
+    """Let vLLM's CPU build start in a process that has imported numba.
+
+    Without a Triton for CPUs, vLLM 0.32.0 looks through the attributes of all modules for kernels to replace,
+    and takes ``vars(value)`` to be a dict; llvmlite's handle of its library answers to any name, this one too.
+    """
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:  # other versions
+        return
+
+    def names_of(value: Any) -> dict[str, Any]:
+        found = vars(value)
+        return found if isinstance(found, dict) else {}
+
+    dispatcher.vars = names_of
