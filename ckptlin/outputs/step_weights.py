@@ -137,7 +137,9 @@ class WeightReader:
             if spec.dtype.is_float:
                 sizes[spec.dtype.zarr] = sizes.get(spec.dtype.zarr, 0) + spec.num_bytes
         if not sizes:
-            raise InputError(f"{self._source.location} has no tensor of a floating type; no model computes with it")
+            raise InputError(
+                f"{self._source.location} has no tensor of a floating type; no model computes with it"
+            )
         return max(sizes, key=sizes.__getitem__)
 
     def check_loadable(self) -> None:
