@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up.  A name imports from layers below its own; inside a package anything that makes no cycle.
 LAYERS = (
-    {"_version", "errors", "dtypes", "interrupts", "populations", "progress"},
+    {"_version", "errors", "dtypes", "interrupts", "populations", "progress", "quiet"},
     {"segments"},
     {"ckptlin", "atomic", "directory_lock", "memory", "naming", "student_t", "trajectory", "urls", "versions"},
     {"problems"},

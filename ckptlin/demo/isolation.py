@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
+from ckptlin.quiet import quiet_transformers
+
 __all__ = ["undisturbed"]
 
 
@@ -18,25 +20,16 @@ __all__ = ["undisturbed"]
 def undisturbed(seed: int) -> Iterator[None]:
     """Seed the random numbers, silence transformers, compute in one thread; put everything back afterwards."""
     import torch
-    from transformers.utils import logging
 
-    num_threads, verbosity, bars = (
-        torch.get_num_threads(),
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-    )
+    num_threads = torch.get_num_threads()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.callback(random.setstate, python_state)
         stack.callback(np.random.set_state, numpy_state)
         stack.callback(torch.set_num_threads, num_threads)
-        stack.callback(logging.set_verbosity, verbosity)
-        if bars:
-            stack.callback(logging.enable_progress_bar)
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         # What is silenced are notes on a model without pretrained weights, and a bar for each file saved.
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        stack.enter_context(quiet_transformers())
         yield

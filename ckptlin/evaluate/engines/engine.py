@@ -1,22 +1,21 @@
-"""What generates: the Protocol of the engines, their options, and how one is opened.
+"""What generates: the Protocol of the engines, and their options.
 
 An engine knows token ids alone.  Prompts are encoded and answers decoded by whoever calls it, once and in one
 way, so that two engines differ in nothing but arithmetic.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from ckptlin.errors import MissingExtraError, SelectionError
+from ckptlin.errors import InputError
 from ckptlin.evaluate.sampling import Sampling
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Generation", "Request", "default_engine", "open_engine"]
+__all__ = ["DTYPES", "Engine", "EngineOptions", "Generation", "Request"]
 
-ENGINES = ("vllm", "hf")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +31,9 @@ class EngineOptions:
     tensor_parallel, data_parallel : int
         Devices that share a model, and copies of it; of ``vllm`` alone.
     gpu_memory : float
-        Share of a device's memory that ``vllm`` may take.
+        Share of a device's memory that ``vllm`` may take; of no account on a CPU, or with ``kv_cache_gib``.
     kv_cache_gib : float, optional
-        Memory for keys and values where ``vllm`` computes on a CPU; default 1.
+        Memory for keys and values of each copy in ``vllm``; default 1 on a CPU, what is left on a GPU.
     batch_size : int, optional
         Answers that are generated at once; default what the engine finds fit.
     device : str, optional
@@ -49,6 +48,18 @@ class EngineOptions:
     kv_cache_gib: float | None = None
     batch_size: int | None = None
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "tensor_parallel", "data_parallel", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}; it must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        if not 0 < self.gpu_memory <= 1:
+            raise InputError(f"gpu_memory is {self.gpu_memory}; it must be over 0 and at most 1")
+        if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < float("inf"):
+            raise InputError(f"kv_cache_gib is {self.kv_cache_gib}; it must be over 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,9 @@ class Engine(Protocol):
         ------
         InputError
             If there is no such model, or the engine cannot run it.
+        CheckpointError
+            If weights of a directory are missing, cut short or unreadable.  After either error the engine has
+            no model, or the one before, but never a mixture.
         """
 
     def generate(
@@ -108,7 +122,13 @@ class Engine(Protocol):
         """Generate an answer to each request; yield those that are ended, some at a time, in any order.
 
         An answer depends on its prompt and seed, not on its batch, as far as the arithmetic of the device does
-        not.  ``sampling.num_samples`` and ``sampling.seed`` do not matter here.
+        not.  ``sampling.num_samples`` and ``sampling.seed`` do not matter here.  When the iterator is closed
+        early, what was not yielded is given up, and the engine can be used again.
+
+        Raises
+        ------
+        InputError
+            If a request cannot be answered in full; nothing is generated then.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -122,39 +142,3 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
-
-
-def default_engine() -> str:
-    """Return ``vllm`` where it is installed, else ``hf``."""
-    return "vllm" if importlib.util.find_spec("vllm") is not None else "hf"
-
-
-def open_engine(name: str, options: EngineOptions) -> Engine:
-    """Open an engine; use it in a ``with`` statement.
-
-    Raises
-    ------
-    SelectionError
-        If there is no engine of that name.
-    MissingExtraError
-        If its packages are not installed.
-    InputError
-        If an option is not one of this engine's.
-    """
-    if name not in ENGINES:
-        raise SelectionError(f"there is no engine {name!r}; choose {' or '.join(ENGINES)}")
-    if name == "vllm":
-        if importlib.util.find_spec("vllm") is None:
-            raise MissingExtraError(
-                'the engine vllm is not installed; pip install "ckptlin[vllm]" on a machine with a GPU, see '
-                "docs/evaluate.md for one without, or choose --engine hf"
-            )
-        from ckptlin.evaluate.engines.vllm import VllmEngine
-
-        return VllmEngine(options)
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f'the engine hf needs {package}; pip install "ckptlin[models]"')
-    from ckptlin.evaluate.engines.hf import HfEngine
-
-    return HfEngine(options)

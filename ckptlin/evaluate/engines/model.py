@@ -49,9 +49,20 @@ class ModelFacts:
         return (
             self.is_local
             and other.is_local
-            and (self.architecture, self.shapes, self.dtype)
-            == (other.architecture, other.shapes, other.dtype)
+            and (self.architecture, self.shapes, self.dtype) == (other.architecture, other.shapes, other.dtype)
         )
+
+    def lacks(self, other: "ModelFacts") -> list[str]:
+        """Return the tensors that a model of the same architecture has not, and this one has.
+
+        An output embedding that is tied to the input embedding may be saved or not.
+        """
+        if self.shapes is None or other.shapes is None or self.architecture != other.architecture:
+            return []
+        lost = self.shapes.keys() - other.shapes.keys()
+        if self.architecture.get("tie_word_embeddings"):
+            lost = {name for name in lost if not name.endswith("lm_head.weight")}
+        return sorted(lost)
 
 
 def read_model(model: str | Path, *, dtype: str, max_model_len: int) -> ModelFacts:

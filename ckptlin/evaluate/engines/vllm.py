@@ -8,7 +8,7 @@ does by default, so that its end gives the memory back.
 import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,14 +54,26 @@ class VllmEngine:
         self._core: Core | None = None
         self._model: ModelFacts | None = None
         self._dtype: str | None = None
+        self._is_busy = False
 
     def load(self, model: str | Path) -> None:
         """Load a model, in the place of the one before it; see `ckptlin.evaluate.engines.Engine`.
 
         A directory with the same configuration and tensors goes into the engine that runs already.
         """
+        if self._is_busy:
+            raise CkptlinError(
+                "engine vllm generates; take or close those answers before another model is loaded"
+            )
         facts = read_model(model, dtype=self._options.dtype, max_model_len=self._options.max_model_len)
         before, self._model = self._model, None
+        if before is not None and (lost := before.lacks(facts)):
+            # vLLM 0.32.0 starts without a part of a fused tensor, and says nothing.
+            self.close()
+            raise InputError(
+                f"model {facts.source} lacks {len(lost)} of the tensors that {before.source} of the same "
+                f"architecture has, `{lost[0]}` among them"
+            )
         if self._core is not None and before is not None and before.fits(facts):
             self._reload(self._core, facts)
         else:
@@ -118,11 +130,13 @@ class VllmEngine:
     ) -> Iterator[list[Generation]]:
         if not requests:
             return
+        if self._model is not model:
+            raise CkptlinError("the model was replaced or closed before these answers were generated")
+        if self._is_busy:
+            raise CkptlinError("engine vllm generates already; take or close those answers first")
         if self._core is None:  # a generation before this one broke off inside vLLM
             self._core = self._start(model)
-        if self._model is not model:
-            raise CkptlinError("another model was loaded before these answers were generated")
-        with closing(self._core.run(_asks(requests, sampling, stop_ids))) as outcomes:
+        with self._busy(), closing(self._core.run(_asks(requests, sampling, stop_ids))) as outcomes:
             while True:
                 try:
                     ended = next(outcomes, None)
@@ -134,6 +148,14 @@ class VllmEngine:
                 if ended is None:
                     return
                 yield [Generation(int(name), token_ids, finished) for name, token_ids, finished in ended]
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = False
 
     def _reload(self, core: Core, facts: ModelFacts) -> None:
         try:
@@ -166,7 +188,11 @@ class VllmEngine:
         environment: dict[str, str | None] = {}
         gib = options.kv_cache_gib
         if on_cpu:
-            arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
+            arguments |= {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "worker_extension_cls": "ckptlin.evaluate.engines.vllm_worker.WholeReload",
+            }
             if gib is not None:
                 environment["VLLM_CPU_KVCACHE_SPACE"] = None  # vLLM would take it for the last word
             elif "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
@@ -227,8 +253,8 @@ def _check_cpu(facts: ModelFacts) -> None:
     sizes = supported_head_sizes()
     if size is not None and size not in sizes:
         raise InputError(
-            f"model {facts.source} has attention heads of size {size}, for which vllm has no CPU kernel (it has "
-            f"{', '.join(map(str, sizes))}); choose --engine hf"
+            f"model {facts.source} has attention heads of size {size}, and vllm computes sizes "
+            f"{', '.join(map(str, sizes))} alone on a CPU; choose --engine hf"
         )
 
 

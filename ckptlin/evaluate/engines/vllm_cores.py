@@ -6,7 +6,7 @@ starts a process for each, and hands every request to the one that has least to 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ class Core(Protocol):
     def reload(self, directory: str) -> None:
         """Put other weights of the same architecture in, and forget all prefixes."""
 
-    def run(self, asks: Iterator[Ask]) -> Iterator[list[Outcome]]:
+    def run(self, asks: Iterator[Ask]) -> Generator[list[Outcome], None, None]:
         """Generate; the requests under way are taken back when the iterator is closed."""
 
     def close(self) -> None:
@@ -54,13 +54,16 @@ class SingleCore:
 
     def reload(self, directory: str) -> None:
         """Put other weights of the same architecture in, and forget all prefixes."""
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+        method, arguments = _reload_call(self._llm.llm_engine.vllm_config, directory)
+        self._llm.collective_rpc(method, kwargs=arguments)
         # In this order, and always: else keys and values of the model before answer for it (vllm#32718).
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache")
 
-    def run(self, asks: Iterator[Ask]) -> Iterator[list[Outcome]]:
+    def run(self, asks: Iterator[Ask]) -> Generator[list[Outcome], None, None]:
         """Generate; the requests under way are taken back when the iterator is closed."""
+        from torch.random import fork_rng
+
         engine = self._llm.llm_engine
         under_way: dict[str, str] = {}
         try:
@@ -70,7 +73,9 @@ class SingleCore:
                     under_way[name] = engine.add_request(name, {"prompt_token_ids": prompt_ids}, params)
                 if not under_way:
                     return
-                outputs = [output for output in engine.step() if output.finished]
+                # On a CPU it draws from the process's own random numbers, though each answer has its seed.
+                with fork_rng(devices=[]):
+                    outputs = [output for output in engine.step() if output.finished]
                 for output in outputs:
                     del under_way[output.request_id]
                 if outputs:
@@ -125,13 +130,14 @@ class ParallelCore:
         """Put other weights of the same architecture in, in every copy, and forget all prefixes."""
 
         async def reload() -> bool:
-            await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+            method, arguments = _reload_call(self._llm.vllm_config, directory)
+            await self._llm.collective_rpc(method, kwargs=arguments)
             return bool(await self._llm.reset_prefix_cache())
 
         if not self._loop.run_until_complete(reload()):
             raise RuntimeError("vLLM kept its prefix cache")
 
-    def run(self, asks: Iterator[Ask]) -> Iterator[list[Outcome]]:
+    def run(self, asks: Iterator[Ask]) -> Generator[list[Outcome], None, None]:
         """Generate; the requests under way are taken back when the iterator is closed."""
         tasks: set[asyncio.Task[Outcome]] = set()
         try:
@@ -171,6 +177,12 @@ class ParallelCore:
 def _outcome(output: Any) -> Outcome:
     answer = output.outputs[0]
     return output.request_id, tuple(answer.token_ids), answer.finish_reason == "stop"
+
+
+def _reload_call(config: Any, directory: str) -> tuple[str, dict[str, str]]:
+    if config.parallel_config.worker_extension_cls:
+        return "reload_whole", {"directory": directory}
+    return "reload_weights", {"weights_path": directory}
 
 
 def _name(config: Any) -> str:

@@ -3,11 +3,14 @@
 Set for good, before the first import and where the user has not set it: messages of level ``ERROR`` and worse,
 to stderr (``VLLM_LOGGING_LEVEL``, ``VLLM_LOGGING_STREAM``; vLLM's own default is stdout, which belongs to
 data), and no usage statistics (``VLLM_NO_USAGE_STATS``).  What is left behind otherwise: on a CPU vLLM binds
-this process's memory to its first NUMA node.
+this process's memory to its first NUMA node, and torch says so in a line on stderr unless
+``TORCH_CPP_LOG_LEVEL=ERROR`` stood in the environment when it was loaded.
 """
 
+import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,6 +31,9 @@ def import_vllm() -> Any:
     """Import vLLM, and say nothing about it."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if "vllm" not in sys.modules:
+        # Some of it speaks while it is imported, before it has set its own messages up.
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import vllm
@@ -62,7 +68,9 @@ def starting(environment: Mapping[str, str | None]) -> Iterator[None]:
 
 def supported_head_sizes() -> tuple[int, ...]:
     """Return the sizes of an attention head that vLLM has kernels for on a CPU."""
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     return tuple(CPUAttentionBackend.get_supported_head_sizes())
 

@@ -17,6 +17,7 @@ from ckptlin.errors import CkptlinError, GradingError, InputError, MissingExtraE
 from ckptlin.grading import open_grader
 from ckptlin.problems import Problem, PromptTemplate, get_template, load_problems
 from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.quiet import quiet_transformers
 from ckptlin.rl.config import DataConfig, TrainConfig
 from ckptlin.rl.data_order import data_order
 from ckptlin.rl.run_directory import RunDirectory
@@ -284,19 +285,11 @@ def _on_gpu(config: TrainConfig) -> bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what transformers and TRL tell of themselves; errors still come through."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     level = logging.getLogger("trl").level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     logging.getLogger("trl").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(trl|transformers|torch|accelerate|datasets)\b")
             yield
     finally:
         logging.getLogger("trl").setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

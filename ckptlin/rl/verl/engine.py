@@ -28,6 +28,7 @@ from ckptlin.errors import CkptlinError, InputError, MissingExtraError, Training
 from ckptlin.grading import open_grader
 from ckptlin.problems import Problem, load_problems
 from ckptlin.progress import NO_PROGRESS, Progress
+from ckptlin.quiet import quiet_transformers
 from ckptlin.rl.config import TrainConfig
 from ckptlin.rl.data_order import data_order
 from ckptlin.rl.run_directory import RunDirectory
@@ -111,7 +112,7 @@ class VerlEngine:
         """Write checkpoint 0 and the resume point of step 0."""
         from ckptlin.rl.trl.model import save_start
 
-        with _no_bars():
+        with quiet_transformers():
             return run.begin(partial(save_start, config.model))
 
     def train(
@@ -251,20 +252,6 @@ def _check_gpus(config: TrainConfig) -> None:
         raise InputError(
             f"verl.gpus_per_node is {asked}, but this machine has {there} GPUs, and verl would wait for more"
         )
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal."""
-    from transformers.utils import logging as transformers_logging
-
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
