@@ -52,6 +52,20 @@ class ExactGrader:
             for completion, problem in zip(completions, problems, strict=True)
         ]
 
+    def answers(self, completions: Sequence[Completion], problems: Sequence[Problem]) -> list[str | None]:
+        """Return the whole text of each; None if it is empty, or was cut off and must not be."""
+        check_lengths(completions, problems)
+        return [self._answer_of(completion) for completion in completions]
+
+    def agree(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell that different texts are different answers."""
+        return [False] * len(pairs)
+
+    def _answer_of(self, completion: Completion) -> str | None:
+        if self._require_finished and not completion.finished:
+            return None
+        return (completion.text.strip() if self._strip else completion.text) or None
+
     def _is_right(self, completion: Completion, answer: str) -> bool:
         if self._require_finished and not completion.finished:
             return False

@@ -9,7 +9,7 @@ from ckptlin.errors import GradingError, InputError
 from ckptlin.grading.grader import Completion, check_lengths, check_score
 from ckptlin.problems.problem import Problem
 
-__all__ = ["FunctionGrader", "load_function"]
+__all__ = ["FunctionGrader", "load_function", "load_object"]
 
 
 class FunctionGrader:
@@ -92,9 +92,30 @@ def load_function(place: str) -> Callable[..., Any]:
     InputError
         If the name is no such thing, the module cannot be found, or has no such function.
     """
+    found = load_object(place, what="function")
+    if not callable(found):
+        raise InputError(f"{place} is a {type(found).__name__}, no function; name one that can be called")
+    function: Callable[..., Any] = found
+    return function
+
+
+def load_object(place: str, *, what: str) -> Any:
+    """Import ``package.module:object``.
+
+    Parameters
+    ----------
+    place : str
+    what : str
+        What is looked for, for the errors.
+
+    Raises
+    ------
+    InputError
+        If the name is no such thing, the module cannot be found or fails, or has no such object.
+    """
     module_name, _, qualified = place.partition(":")
     if not all(part.isidentifier() for name in (module_name, qualified) for part in name.split(".")):
-        raise InputError(f"{place!r} names no function; write package.module:function")
+        raise InputError(f"{place!r} names no {what}; write package.module:{what}")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -109,9 +130,6 @@ def load_function(place: str) -> Callable[..., Any]:
         ) from error
     for part in qualified.split("."):
         if not hasattr(found, part):
-            raise InputError(f"the module {module_name} has no {qualified}; name a function that it has")
+            raise InputError(f"the module {module_name} has no {qualified}; name a {what} that it has")
         found = getattr(found, part)
-    if not callable(found):
-        raise InputError(f"{place} is a {type(found).__name__}, no function; name one that can be called")
-    function: Callable[..., Any] = found
-    return function
+    return found

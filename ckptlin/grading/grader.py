@@ -5,12 +5,12 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from ckptlin.errors import GradingError, InputError
 from ckptlin.problems.problem import Problem
 
-__all__ = ["Completion", "Grader", "check_answers", "check_lengths", "check_score"]
+__all__ = ["Completion", "Grader", "Voter", "check_answers", "check_lengths", "check_score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,23 @@ class Grader(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
+
+
+@runtime_checkable
+class Voter(Protocol):
+    """A grader whose completions give answers that can agree, as a majority vote needs.
+
+    `grade` comes first: what it could not compare with the right answer is not compared with others either.
+    """
+
+    def answers(self, completions: Sequence[Completion], problems: Sequence[Problem]) -> list[str | None]:
+        """Return what each completion answers, in a form in which many that are the same are the same text.
+
+        None stands for no answer.
+        """
+
+    def agree(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell whether two of these answers are the same, for each pair of different texts."""
 
 
 def check_lengths(completions: Sequence[Completion], problems: Sequence[Problem]) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, Self, get_args
 from ckptlin.errors import InputError, MissingExtraError
 from ckptlin.grading.boxes import Several, boxed_answer, last_expression
 from ckptlin.grading.grader import Completion, check_answers, check_lengths
+from ckptlin.grading.math_answers import normal_form, surely_differ
 from ckptlin.grading.workers import Failure, WorkerPool, available_processors
 from ckptlin.memory import format_bytes, parse_bytes
 from ckptlin.problems.problem import Problem
@@ -83,21 +84,28 @@ class MathGrader:
             wall_s=4 * time_limit_s + 10,
         )
         self._counts: Counter[str] = Counter()
+        self._hopeless: set[str] = set()  # normal forms of answers that could not be compared once
 
     @property
     def notes(self) -> list[str]:
-        """How many answers could not be compared, and count as wrong."""
+        """How many answers could not be compared, and count as wrong, or in a vote as answers of their own."""
         total = self._counts["graded"]
         said = {
             "timed out": f"took longer than {self._time_limit_s:g} s to compare",
             "failed": f"needed more than {format_bytes(self._memory_bytes)} to compare, or nested too deeply",
             "died": "ended the process that compared them",
         }
-        return [
+        notes = [
             f"{self._counts[kind]:,} of {total:,} answers {what}; they count as wrong"
             for kind, what in said.items()
             if self._counts[kind]
         ]
+        if self._counts["apart"]:
+            notes.append(
+                f"{self._counts['apart']:,} pairs of wrong answers could not be compared with each other; in a "
+                "vote they count as different"
+            )
+        return notes
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise `InputError` if a problem has no answer."""
@@ -130,10 +138,32 @@ class MathGrader:
         for gold, answer in pairs:
             verdict = answer is not None and verdicts[gold, answer]
             self._counts["graded"] += 1
-            if isinstance(verdict, str):
+            if answer is not None and isinstance(verdict, str):
+                self._hopeless.add(normal_form(answer))
                 self._counts[verdict] += 1
             scores.append(float(verdict is True))
         return scores
+
+    def answers(self, completions: Sequence[Completion], problems: Sequence[Problem]) -> list[str | None]:
+        """Return what each completion answers, in normal form; None if it has no answer, or an empty one."""
+        check_lengths(completions, problems)
+        given = map(self._answer_of, completions)
+        return [None if answer is None else normal_form(answer) or None for answer in given]
+
+    def agree(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Compare answers with each other by Math-Verify, where that can be of use."""
+        asked = [
+            pair
+            for pair in dict.fromkeys(pairs)
+            if not surely_differ(*pair) and self._hopeless.isdisjoint(pair)
+        ]
+        replies = self._pool.ask([{"gold": first, "answer": second} for first, second in asked])
+        same: dict[tuple[str, str], bool] = {}
+        for pair, reply in zip(asked, replies, strict=True):
+            compared = not isinstance(reply, Failure) and "failed" not in reply
+            same[pair] = compared and bool(reply["same"])
+            self._counts["apart"] += not compared
+        return [same.get(pair, False) for pair in pairs]
 
     def _answer_of(self, completion: Completion) -> str | None:
         if self._require_finished and not completion.finished:

@@ -6,14 +6,16 @@ Texts and numbers with spaces are therefore compared here; formulas by Math-Veri
 
 import logging
 import re
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
-__all__ = ["plain_number", "same_answer", "same_text", "text_of"]
+__all__ = ["normal_form", "plain_number", "same_answer", "same_text", "surely_differ", "text_of"]
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _LETTERS = re.compile(r"[^\W\d_][^\W\d_'’.\- ]*(?:[ '’.\-]+[^\W\d_]+)*\.?")
 _SEPARATOR = r"(?:,|\{,\}|\\,|\\ |~|\\;|\\!,|\s)"
+_FRACTION = re.compile(r"([-+]?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)")
 _GROUPED = re.compile(rf"([-+]?\d{{1,3}})((?:{_SEPARATOR}\d{{3}})+)(\.\d+)?")
 _AROUND = re.compile(r"^(?:\s|~|\\[ ,;:!])+|(?:\s|~|(?<!\\)\\[ ,;:!])+$")
@@ -126,6 +128,60 @@ def plain_number(answer: str) -> str:
         return answer
     whole, rest, decimals = match.groups()
     return whole + re.sub(_SEPARATOR, "", rest) + (decimals or "")
+
+
+def normal_form(answer: str) -> str:
+    r"""Return an answer in a form that is the same for many writings of it, without Math-Verify.
+
+    Examples
+    --------
+    >>> [normal_form(text) for text in (r"$1{,}000$", "1000.0", r"\text{ Monday }", "Monday.", r" \frac 1 2")]
+    ['1000', '1000', 'monday', 'monday', '\\frac 1 2']
+    """
+    bare = _bare(answer)
+    words = text_of(bare)
+    if words is not None:
+        return words
+    number = plain_number(bare)
+    return _decimal(number) or number
+
+
+def surely_differ(first: str, second: str) -> bool:
+    r"""Tell whether two different normal forms are other numbers, or one is words: no formula has to be read.
+
+    Examples
+    --------
+    >>> surely_differ("12", "13"), surely_differ("monday", "12"), surely_differ("12", "6+6")
+    (True, True, False)
+    >>> surely_differ(r"\frac{3}{4}", "4/5"), surely_differ(r"\frac{3}{4}", "0.75")
+    (True, False)
+    """
+    if text_of(first) is not None or text_of(second) is not None:
+        return True
+    if _decimal(first) is not None and _decimal(second) is not None:
+        return True
+    one, other = _fraction(first), _fraction(second)
+    # What is rounded may still be meant to be the same.
+    return one is not None and other is not None and abs(one - other) > abs(one) / 1000
+
+
+def _fraction(answer: str) -> Fraction | None:
+    """Return the value of a decimal or of a plain fraction; None for anything else."""
+    match = _FRACTION.fullmatch(answer)
+    if match:
+        sign, above, below = match[1], match[2] or match[4], match[3] or match[5]
+        return Fraction(int(above), int(below)) * (-1 if sign == "-" else 1) if int(below) else None
+    decimal = _decimal(answer)
+    return None if decimal is None else Fraction(decimal)
+
+
+def _decimal(answer: str) -> str | None:
+    """Return a plain decimal number without what does not change it; None if it is none."""
+    if not re.fullmatch(r"[-+]?\d+(?:\.\d+)?", answer):
+        return None
+    whole, _, fraction = answer.lstrip("+-").partition(".")
+    digits = (whole.lstrip("0") or "0") + (f".{fraction.rstrip('0')}" if fraction.rstrip("0") else "")
+    return f"-{digits}" if answer.startswith("-") and digits != "0" else digits
 
 
 def _unwrapped(answer: str) -> str:

@@ -17,10 +17,10 @@ Need = Literal["answer", "solution"]
 
 # Ours first, then what public data sets call it; the first that a row has is taken, others go to `extra`.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
-    "problem": ("problem", "question", "prompt"),
+    "problem": ("problem", "question", "prompt", "question_content"),
     "answer": ("answer", "final_answer", "ground_truth"),
     "solution": ("solution",),
-    "id": ("id", "unique_id"),
+    "id": ("id", "unique_id", "question_id"),
 }
 
 

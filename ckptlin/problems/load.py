@@ -6,8 +6,7 @@ What the fields of a row mean is said in `ckptlin.problems.fields`.  Rows are re
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from ckptlin.problems.fields import Columns, MalformedRow, Need, problem_of_row,
 from ckptlin.problems.problem import Problem
 from ckptlin.problems.sums import draw_sums
 
-__all__ = ["load_problems"]
+__all__ = ["SUFFIXES", "load_problems", "read_rows"]
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
 _SHOWN_LINES = 10
 
@@ -30,6 +29,8 @@ def load_problems(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     needs: Need | None = None,
+    files: Sequence[str] = (),
+    keep: Callable[[Problem], bool] | None = None,
     seed: int = 0,
 ) -> tuple[Problem, ...]:
     """Load problems, in the order of their source.
@@ -46,9 +47,14 @@ def load_problems(
     columns : mapping of str to str, optional
         Names of the source's columns by ours: ``{"problem": "question_content"}``.
     limit : int, optional
-        Only the first so many.
+        Only the first so many, of those that are kept.
     needs : {"answer", "solution"}, optional
         What every problem must have.
+    files : sequence of str
+        Names of the JSONL files of a data set that are read one after the other, as they are; for one that
+        `datasets` cannot load.
+    keep : callable, optional
+        Only problems of which this is true; others are dropped as they are read, and take no memory.
     seed : int
         Of the order of ``sums``; which sums belong to a split does not depend on it.
 
@@ -84,25 +90,45 @@ def load_problems(
             raise InputError("sums have no columns to be named; leave columns out")
         # Their number is known beforehand, and only so many are made.
         problems: tuple[Problem, ...] = draw_sums(limit, split=split or "train", seed=seed)
+        if keep is not None:
+            problems = tuple(filter(keep, problems))
         require(problems, needs, where="sums")
         return problems
-    if path.suffix in _SUFFIXES:
+    if path.suffix in SUFFIXES:
         if split is not None:
             raise InputError(f"{base} is a file and has no splits; leave out {split!r}")
         if not path.is_file():
             raise InputError(f"there is no file {base}; give another, or the name of a data set")
-        rows = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}[path.suffix](path)
+        rows = read_rows(path)
     elif path.is_file():
         raise InputError(
-            f"{base} ends in {path.suffix or 'nothing'}; problems are read from {', '.join(_SUFFIXES)}"
+            f"{base} ends in {path.suffix or 'nothing'}; problems are read from {', '.join(SUFFIXES)}"
         )
     elif path.is_dir() or _HUB_NAME.fullmatch(base):
-        rows = _hub(base, split)
+        rows = _hub_files(base, files) if files else _hub(base, split)
     else:
         raise InputError(
-            f"{base} is neither a file ({', '.join(_SUFFIXES)}), nor a data set of the hub (org/name), nor sums"
+            f"{base} is neither a file ({', '.join(SUFFIXES)}), nor a data set of the hub (org/name), nor sums"
         )
-    return _collect(rows, mapping, base, limit, needs)
+    return _collect(rows, mapping, base, limit, needs, keep)
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Read a file row by row, each with its place: ``.jsonl``, ``.json`` with a list, ``.parquet``.
+
+    What is no JSON comes as a `MalformedRow`, which is not raised here, so that all places can be told.
+
+    Raises
+    ------
+    InputError
+        If the file as a whole cannot be read, or ends otherwise.
+    MissingExtraError
+        If the package that reads it is not installed.
+    """
+    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise InputError(f"{path} ends in {path.suffix or 'nothing'}; rows are read from {', '.join(readers)}")
+    return readers[path.suffix](path)
 
 
 def _divide(source: str) -> tuple[str, str | None]:
@@ -114,13 +140,21 @@ def _divide(source: str) -> tuple[str, str | None]:
 
 
 def _collect(
-    rows: Iterable[tuple[str, Any]], columns: Columns, where: str, limit: int | None, needs: Need | None
+    rows: Iterable[tuple[str, Any]],
+    columns: Columns,
+    where: str,
+    limit: int | None,
+    needs: Need | None,
+    keep: Callable[[Problem], bool] | None,
 ) -> tuple[Problem, ...]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
     malformed: list[tuple[str, str]] = []
     there: dict[str, None] = {}
-    for number, (place, row) in enumerate(islice(rows, limit)):
+    num_dropped = 0
+    for number, (place, row) in enumerate(rows):
+        if limit is not None and len(problems) + len(malformed) == limit:
+            break
         try:
             if isinstance(row, MalformedRow):
                 raise row
@@ -135,9 +169,12 @@ def _collect(
                 "problems apart, so drop one, or the field"
             )
         places[problem.id] = place
-        problems.append(problem)
+        if keep is None or keep(problem):
+            problems.append(problem)
+        else:
+            num_dropped += 1
     for ours, theirs in columns.named.items():
-        if problems and theirs not in there:
+        if there and theirs not in there:
             raise SelectionError(
                 f"{where} has no column {theirs!r} to take as {ours}; it has {', '.join(map(str, there))}"
             )
@@ -148,7 +185,8 @@ def _collect(
         also = f"; so are {', '.join(others[:_SHOWN_LINES])}{more}" if others else ""
         raise InputError(f"{where}, {place} {reason} (malformed{also}); correct the data")
     if not problems:
-        raise InputError(f"{where} holds no problem")
+        none = f"; {num_dropped:,} others are left out" if num_dropped else ""
+        raise InputError(f"{where} holds no problem{' that was asked for' if none else ''}{none}")
     require(problems, needs, where=where)
     return tuple(problems)
 
@@ -201,6 +239,36 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path} is no readable parquet file: {error}") from error
 
 
+def _hub_files(name: str, files: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Read files of a data set of the hub, or of a directory that holds its repository."""
+    for file in files:
+        path = Path(name) / file
+        if not Path(name).is_dir():
+            path = _downloaded(name, file)
+        elif not path.is_file():
+            raise InputError(f"the directory {name} has no {file}; it takes {', '.join(files)}")
+        yield from ((f"{file}, {place}", row) for place, row in _jsonl(path))
+
+
+def _downloaded(name: str, file: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise MissingExtraError(f'reading {name} needs huggingface_hub; pip install "ckptlin[eval]"') from None
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"the data set {name} could not be loaded: {reason}; check its name and the connection, or give the "
+        "same data as a file"
+    )
+
+
 def _hub(name: str, split: str | None) -> Iterator[tuple[str, Any]]:
     try:
         from datasets import DatasetDict, load_dataset
@@ -213,11 +281,7 @@ def _hub(name: str, split: str | None) -> Iterator[tuple[str, Any]]:
     try:
         loaded = load_dataset(repository, configuration)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the data set {name} could not be loaded: {reason}; check its name and the connection, or give "
-            "the same data as a file"
-        ) from error
+        raise _unreachable(name, error) from error
     parts = dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
     if split is None and len(parts) > 1:
         raise InputError(

@@ -2,47 +2,21 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ckptlin.atomic import write_file
 from ckptlin.errors import InputError, MissingExtraError, OutputExistsError, SelectionError
-from ckptlin.problems.load import load_problems
+from ckptlin.problems.data_sets import DataSet, get_data_set
 from ckptlin.problems.problem import Problem
 from ckptlin.problems.template import get_template
+from ckptlin.problems.window import Window, as_window
 
-__all__ = ["DATA_SETS", "DataSet", "Format", "Prepared", "prepare"]
+__all__ = ["Format", "Prepared", "prepare"]
 
 Format = Literal["jsonl", "verl"]
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A data set that is known by name.
-
-    Attributes
-    ----------
-    name : str
-    source : str
-        For `load_problems`: its name on the hub, or ``sums``.
-    splits : tuple of str
-        The first is taken where none is asked for.
-    template : str
-        The prompt template that verl's format has written into its prompts.
-    description : str
-        One line for the user.
-    read : callable
-        Makes a row of the source, as `load_problems` reads it, a problem in our sense.
-    """
-
-    name: str
-    source: str
-    splits: tuple[str, ...]
-    template: str
-    description: str
-    read: Callable[[Problem], Problem] = lambda problem: problem
 
 
 @dataclass(frozen=True)
@@ -60,7 +34,7 @@ class Prepared:
     num_conflicting : int
         Those of them whose answer is another; the first row's counts.
     num_unanswerable : int
-        Rows left out because they have no answer.
+        Rows left out because they have no answer, or no tests.
     num_bytes : int
         Of the file.
     """
@@ -88,6 +62,7 @@ def prepare(
     format: Format = "jsonl",
     template: str | None = None,
     limit: int | None = None,
+    window: str | Sequence[str] | Window | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Prepared:
@@ -98,7 +73,7 @@ def prepare(
     Parameters
     ----------
     name : str
-        One of `DATA_SETS`.
+        One of `ckptlin.problems.data_sets.DATA_SETS`.
     out_dir : Path or str
         Made if it is not there.
     data : Path or str, optional
@@ -109,6 +84,8 @@ def prepare(
         Another prompt template for verl's format, by name or as a text.
     limit : int, optional
         Only the first so many rows.
+    window : str, two str or Window, optional
+        Only rows of this time, ``FROM:TO``, both days included.
     seed : int
         Of the order of ``sums``.
     overwrite : bool
@@ -120,34 +97,34 @@ def prepare(
     OutputExistsError
         If the file is there, and is not to be replaced.
     InputError
-        If the source cannot be loaded, or no row of it has an answer.
+        If the source cannot be loaded, no row of it has an answer, or verl has no place for its tests.
     MissingExtraError
         If the package that reads or writes it is not installed.
     DiskFullError
         If the disk is full; what was there is then as it was.
     """
-    data_set = DATA_SETS.get(name)
-    if data_set is None:
-        raise SelectionError(f"there is no data set {name!r}; choose {', '.join(sorted(DATA_SETS))}")
+    data_set = get_data_set(name)
     if format not in get_args(Format):
         raise SelectionError(f"there is no format {format!r}; choose {' or '.join(get_args(Format))}")
-    if split is not None and split not in data_set.splits:
-        raise SelectionError(f"{name} has no split {split!r}; it has {', '.join(data_set.splits)}")
     if template is not None and format != "verl":
         raise InputError("a template is written into verl's prompts alone; give it to training or evaluation")
+    if format == "verl" and data_set.template == "code":
+        raise InputError(f"{name} has tests and no answers, which verl's format has no place for; use jsonl")
     prompt = get_template(template or data_set.template, chat=True)
+    source = data_set.source_of(data=data, split=split)
+    time = as_window(window)
     chosen = split or data_set.splits[0]
     stem = name if len(data_set.splits) == 1 else f"{name}-{chosen}"
     path = Path(out_dir) / f"{stem}{'.parquet' if format == 'verl' else '.jsonl'}"
     # Before anything is downloaded.
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} is there already; give another --out, or --overwrite to replace it")
-    source = f"{data_set.source}:{chosen}" if data is None else str(data)
-    rows = load_problems(source, limit=limit, seed=seed)
-    kept, counts = _clean(map(data_set.read, rows))
+    rows = data_set.load(data=data, split=split, limit=limit, window=time, seed=seed)
+    kept, counts = _clean(rows, data_set)
     if not kept:
         raise InputError(
-            f"none of the {len(rows):,} rows of {source} has an answer; are these the data of {name}?"
+            f"none of the {len(rows):,} rows of {source} has an answer that can be graded; are these the data "
+            f"of {name}?"
         )
     if format == "verl":
         content = _parquet([_verl_row(p, i, data_set, chosen, prompt.messages(p)) for i, p in enumerate(kept)])
@@ -159,13 +136,13 @@ def prepare(
     return Prepared(path, source, len(rows), len(kept), *counts, len(content))
 
 
-def _clean(problems: Iterable[Problem]) -> tuple[list[Problem], tuple[int, int, int]]:
+def _clean(problems: Sequence[Problem], data_set: DataSet) -> tuple[list[Problem], tuple[int, int, int]]:
     """Return the problems to keep, and how many are duplicates, which conflict, and how many have no answer."""
     kept: dict[str, Problem] = {}
     num_duplicates = num_conflicting = num_unanswerable = 0
     for problem in problems:
         text = " ".join(problem.problem.split())
-        if problem.answer is None:
+        if not data_set.has_answer(problem):
             num_unanswerable += 1
         elif text in kept:
             num_duplicates += 1
@@ -197,40 +174,3 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
-
-
-def _read_gsm8k(problem: Problem) -> Problem:
-    """GSM8K's answer is a solution, and after ``####`` a number, with commas between its thousands."""
-    solution, mark, number = (problem.answer or "").rpartition("####")
-    answer = number.strip().replace(",", "")
-    if not mark or not answer:
-        return replace(problem, answer=None)
-    return replace(problem, answer=answer, solution=solution.strip() or None)
-
-
-DATA_SETS: Mapping[str, DataSet] = {
-    data_set.name: data_set
-    for data_set in (
-        DataSet(
-            "deepscaler",
-            "agentica-org/DeepScaleR-Preview-Dataset",
-            ("train",),
-            "boxed",
-            "what the paper trains on: 40 thousand problems of competitions",
-        ),
-        DataSet("aime24", "HuggingFaceH4/aime_2024", ("train",), "boxed", "AIME 2024, 30 problems"),
-        DataSet("aime25", "math-ai/aime25", ("test",), "boxed", "AIME 2025, 30 problems"),
-        DataSet("math500", "HuggingFaceH4/MATH-500", ("test",), "boxed", "500 problems of MATH"),
-        DataSet(
-            "gsm8k",
-            "openai/gsm8k/main",
-            ("test", "train"),
-            "boxed",
-            "word problems of grade school",
-            _read_gsm8k,
-        ),
-        DataSet(
-            "sums", "sums", ("train", "test"), "plain", "the demo's task, made on the spot: 100 thousand sums"
-        ),
-    )
-}

@@ -84,6 +84,13 @@ TEMPLATES = {
             "{problem} Let's think step by step and output the final answer within \\boxed{}.",
             chat=True,
         ),
+        # The grader `code` takes the last block.
+        PromptTemplate(
+            "code",
+            "Write a Python program that solves this problem.\n\n{problem}\n\nAnswer with the whole program in "
+            "one block that begins with ```python and ends with ```.",
+            chat=True,
+        ),
     )
 }
 

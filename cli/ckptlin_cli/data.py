@@ -21,7 +21,7 @@ _EXAMPLES = [
     "--data",
     type=click.Path(),
     metavar="FILE",
-    help="The same data as JSONL, JSON or parquet.  [default: the hub]",
+    help="The same data as JSONL, JSON or parquet; or another source.  [default: the hub]",
 )
 @click.option("--split", metavar="SPLIT", help="Where there are several.  [gsm8k: test, sums: train]")
 @click.option(
@@ -38,6 +38,11 @@ _EXAMPLES = [
     help="Prompt of verl's format: boxed, plain, or a text with {problem}.  [default: boxed; sums: plain]",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@click.option(
+    "--window",
+    metavar="FROM:TO",
+    help="Only problems of these days, ends included: 2024-08-01:2025-01-31.  [livecodebench]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of sums.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @json_option
@@ -49,15 +54,16 @@ def prepare_command(
     file_format: str,
     template: str | None,
     limit: int | None,
+    window: str | None,
     seed: int,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Write the data set NAME with its answers, ready for training and evaluation.
 
-    NAME is deepscaler, aime24, aime25, math500, gsm8k (from the hub, or from the file that --data names), or
-    sums, the demo's task, which is made on the spot.  Rows without an answer and rows whose problem is there
-    already are left out, and counted.
+    NAME is deepscaler, aime24, aime25, math500, gsm8k, livecodebench (from the hub, or from the file that
+    --data names), or sums, the demo's task, which is made on the spot.  Rows without an answer and rows whose
+    problem is there already are left out, and counted.
     """
     from ckptlin.problems.prepare import prepare
 
@@ -69,6 +75,7 @@ def prepare_command(
         format="verl" if file_format == "verl" else "jsonl",
         template=template,
         limit=limit,
+        window=window,
         seed=seed,
         overwrite=overwrite,
     )

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "responses": "Let a model answer, to see what later checkpoints make of it.",
     "logprobs": "How linear is what each checkpoint gives the tokens of responses?",
     "data": "Prepare the data to train and evaluate on.",
+    "grade": "Grade answers that exist already, and compare files of them.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
     "demo": "Train a small model and show all of it, in a few minutes.",
 }

@@ -7,6 +7,7 @@ import pytest
 from ckptlin.fit import fit
 from ckptlin.ingest import ingest
 from tests.runs import save_checkpoint, weights_at
+from tests.saved_answers import PROBLEMS, answered, write_json, write_jsonl
 
 MODEL = {
     "model.embed_tokens.weight": ((12, 4), ml_dtypes.bfloat16),
@@ -26,6 +27,10 @@ def _prepared(tmp_path_factory) -> Path:
     for name, step in (("base", 0), ("a", 100), ("b", 200)):
         save_checkpoint(root / name, weights_at(step, MODEL))
     (root / "gsm8k.jsonl").write_text('{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n')
+    for name, right in (("answers.jsonl", 2), ("before.json", 1), ("after.json", 3)):
+        rows = ({**p, "responses": answered(right, 4, p["answer"])} for p in PROBLEMS)
+        (write_jsonl if name.endswith("jsonl") else write_json)(root / name, rows)
+    write_jsonl(root / "problems.jsonl", PROBLEMS)
     fit(ingest(root / "run", root / "run.store").store)
     (root / "run.yaml").write_text("model: ./base\ndata: {source: sums:train}\n")
     return root
@@ -37,7 +42,8 @@ def here(_prepared, tmp_path, monkeypatch) -> Path:
 
     A run of 11 checkpoints at ``run``, its store with a fit at ``run.store``, three of its checkpoints at
     ``base``, ``a`` and ``b``; a problem as GSM8K has it at ``gsm8k.jsonl``, and a configuration of a training
-    at ``run.yaml``.
+    at ``run.yaml``; saved answers to the four problems of ``problems.jsonl`` at ``answers.jsonl``,
+    ``before.json`` and ``after.json``.
     """
     shutil.copytree(_prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

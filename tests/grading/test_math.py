@@ -47,6 +47,8 @@ def test_the_pairs_are_many_and_of_every_kind():
         "intervals", "fractions", "units", "boxes", "percentages", "sets", "degenerate", "thousands",
         "plus-minus", "matrices", "text",
     }  # fmt: skip
+    named = ("intervals", "fractions", "units", "boxes", "percentages", "sets", "degenerate")
+    assert min(kinds[trap] for trap in named) >= 10
     # A grader that always says the same must not look good.
     assert 0.25 < sum(not pair["equal"] for pair in PAIRS) / len(PAIRS) < 0.5
 

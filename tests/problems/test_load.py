@@ -243,3 +243,13 @@ def test_a_data_set_is_loaded_by_its_splits_and_one_that_cannot_be_reached_is_to
     assert [row["problem"] for row in json.loads(only)] == ["1+1?", "2+2?"]
     assert unreachable.startswith("InputError the data set org/nowhere/main could not be loaded: ")
     assert unreachable.endswith("or give the same data as a file")
+
+
+def test_files_of_a_repository_that_cannot_be_reached_are_told(tmp_path):
+    pytest.importorskip("huggingface_hub", reason="reads data sets; the extra `eval` has it")
+    program = PROGRAM.replace("load_problems(source)", "load_problems(source, files=['test.jsonl'])")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-W", "ignore", "-c", program, "org/nowhere"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("InputError the data set org/nowhere could not be loaded: ")
+    assert told.endswith("or give the same data as a file\n")

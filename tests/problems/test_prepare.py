@@ -5,7 +5,8 @@ import pytest
 
 from ckptlin.errors import DiskFullError, InputError, OutputExistsError, SelectionError
 from ckptlin.problems import draw_sums, in_test_split, load_problems
-from ckptlin.problems.prepare import DATA_SETS, prepare
+from ckptlin.problems.data_sets import DATA_SETS
+from ckptlin.problems.prepare import prepare
 
 GSM8K = [
     {"question": "Half of 48?", "answer": "It is 48/2 = <<48/2=24>>24.\n#### 24"},
@@ -40,7 +41,7 @@ def test_gsm8k_s_answer_follows_its_mark_and_what_is_left_out_is_counted(gsm8k, 
     assert result.to_dict()["path"] == str(result.path)
 
 
-@pytest.mark.parametrize("name", sorted(set(DATA_SETS) - {"sums", "gsm8k"}))
+@pytest.mark.parametrize("name", sorted(set(DATA_SETS) - {"sums", "gsm8k", "livecodebench"}))
 def test_the_others_have_our_fields_already(name, tmp_path):
     rows = [
         {"problem": "1+1?", "answer": 2, "solution": "So.", "level": 5},

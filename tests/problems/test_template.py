@@ -49,7 +49,10 @@ def test_earlier_messages_stay_before_the_prompt():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("boxes", "there is no prompt template 'boxes'; choose boxed, plain, or give a text with {problem}"),
+        (
+            "boxes",
+            "there is no prompt template 'boxes'; choose boxed, code, plain, or give a text with {problem}",
+        ),
         ("{problem} and {problem}", "has {problem} 2 times"),
     ],
 )
