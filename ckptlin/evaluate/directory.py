@@ -33,6 +33,8 @@ _RECORD = "evaluation.json"
 _RESULTS = "results.json"
 _PROBLEMS = "problems.jsonl"
 _PARTS = ("samples", "models", "scores", "scratch")
+# What samples do not depend on, or is compared when a model's prompts are known.
+_FREE = ("text", "grader")
 
 
 class EvaluationDirectory:
@@ -118,8 +120,8 @@ class EvaluationDirectory:
         ):
             if kept[name] != found[name]:
                 raise InputError(
-                    f"model {label} has {what} than the models evaluated before in {self.path}; evaluate it in a "
-                    "directory of its own, and compare them by `ckptlin grade DIRECTORY DIRECTORY`"
+                    f"model {label} has {what} than the models evaluated before in {self.path}; evaluate it in "
+                    "a directory of its own, and compare them by `ckptlin grade DIRECTORY DIRECTORY`"
                 )
 
     def note_model(self, model: EvaluatedModel, fingerprint: Callable[[], str]) -> str:
@@ -140,12 +142,17 @@ class EvaluationDirectory:
                 f"{self.path} has samples of another model called {model.label}, from {known['source']}; "
                 "evaluate into another --out, or give --overwrite"
             )
-        self._write(f"models/{model.label}.json", model.to_dict() | {"fingerprint": taken})
+        self._write(f"models/{model.label}.json", (known or {}) | model.to_dict() | {"fingerprint": taken})
         return taken
 
     def model_record(self, label: str) -> dict[str, Any] | None:
         """Return what was entered of a model; None if nothing was."""
         return _read(self.path / "models" / f"{label}.json")
+
+    def note_engine(self, label: str, described: Mapping[str, Any]) -> None:
+        """Enter what answers for a model."""
+        record = self.model_record(label) or {}
+        self._write(f"models/{label}.json", record | {"engine": dict(described)})
 
     def note_generation(self, label: str, *, num_tokens: int, elapsed_s: float) -> None:
         """Add what a start of the command has generated for a model."""
@@ -218,10 +225,11 @@ def open_evaluation(
             _compare(path, known, given)
         for name in _PARTS[:-1]:
             (path / name).mkdir(exist_ok=True)
-        if known is None:
-            write_file(path / _RECORD, json.dumps(given, indent=2, ensure_ascii=False).encode() + b"\n")
+        record = given | ({"text": known["text"]} if known is not None and "text" in known else {})
+        if record != known:
+            write_file(path / _RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
         try:
-            yield EvaluationDirectory(path, known or given)
+            yield EvaluationDirectory(path, record)
         finally:
             shutil.rmtree(path / "scratch", ignore_errors=True)
 
@@ -234,7 +242,9 @@ def hash_problems(problems: Sequence[Problem]) -> str:
 
 def _compare(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse settings that are not those of the samples that are there."""
-    ours, theirs = _flat(given), _flat({name: value for name, value in known.items() if name != "text"})
+    ours, theirs = (
+        _flat({name: value for name, value in data.items() if name not in _FREE}) for data in (given, known)
+    )
     differing = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
     if differing:
         name = differing[0]

@@ -11,10 +11,10 @@ from ckptlin.errors import InputError
 from ckptlin.evaluate.metrics.paired import Comparison, compare
 from ckptlin.evaluate.metrics.summary import Summary, summarise
 from ckptlin.evaluate.saved import Saved, read_saved, sample_files
+from ckptlin.evaluate.scoring import grade_answers
 from ckptlin.evaluate.tasks import Task, open_task
-from ckptlin.evaluate.votes import vote_classes
-from ckptlin.grading import Completion, Grader, Voter, open_grader
-from ckptlin.problems import Problem, load_problems
+from ckptlin.grading import Grader, open_grader
+from ckptlin.problems import load_problems
 
 __all__ = ["GradeResult", "GradedFile", "grade", "grade_saved"]
 
@@ -212,43 +212,21 @@ def grade_saved(
     seed: int = 0,
 ) -> GradedFile:
     """Grade the answers of one file by an open grader."""
-    grader.check(saved.problems)
-    flat = [completion for given in saved.completions for completion in given]
-    asked = [problem for problem, given in zip(saved.problems, saved.completions, strict=True) for _ in given]
-    marks = iter(_scores(grader, flat, asked))
-    scores = tuple(tuple(next(marks) for _ in given) for given in saved.completions)
-    answers = None
-    if isinstance(grader, Voter):
-        found = iter(grader.answers(flat, asked))
-        answers = tuple(tuple(next(found) for _ in given) for given in saved.completions)
-    empty = [[not completion.text.strip() for completion in given] for given in saved.completions]
-    num_empty = sum(map(sum, empty))
+    graded = grade_answers(grader, saved.problems, saved.completions)
     summary = summarise(
-        scores,
-        votes=vote_classes(grader, saved.completions, saved.problems, scores),
+        graded.scores,
+        votes=graded.votes,
         num_tokens=saved.num_tokens,
         finished=saved.finished,
-        empty=empty,
+        empty=[[not completion.text.strip() for completion in given] for given in saved.completions],
         ks=ks,
         level=level,
         seed=seed,
     )
-    notes = [*saved.notes, *grader.notes]
-    if num_empty:
-        notes.append(f"{num_empty:,} of {len(flat):,} answers are empty; they count as wrong")
     ended = None if saved.finished is None else [done for given in saved.finished for done in given]
     cut = None if ended is None else 1 - sum(ended) / len(ended)
-    return GradedFile(label, saved, scores, answers, summary, num_empty, cut, tuple(notes))
-
-
-def _scores(grader: Grader, completions: Sequence[Completion], problems: Sequence[Problem]) -> list[float]:
-    """Grade what has a text; without one there is nothing that could be right."""
-    there = [i for i, completion in enumerate(completions) if completion.text.strip()]
-    scores = [0.0] * len(completions)
-    found = grader.grade([completions[i] for i in there], [problems[i] for i in there])
-    for i, score in zip(there, found, strict=True):
-        scores[i] = score
-    return scores
+    notes = (*saved.notes, *graded.notes)
+    return GradedFile(label, saved, graded.scores, graded.answers, summary, graded.num_empty, cut, notes)
 
 
 def _shared(first: Saved, other: Saved, common: bool) -> list[tuple[int, int]]:
@@ -278,8 +256,8 @@ def _recorded(files: Sequence[Path]) -> str | None:
         record = json.loads(settings.read_bytes())
     except ValueError:
         return None
-    task = record.get("task") if isinstance(record, dict) else None
-    name = task.get("grader") if isinstance(task, dict) else None
+    grader = record.get("grader") if isinstance(record, dict) else None
+    name = grader.get("name") if isinstance(grader, dict) else None
     return name if isinstance(name, str) else None
 
 

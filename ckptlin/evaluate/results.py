@@ -25,6 +25,8 @@ class ModelResult:
     source : str
     fingerprint : str
         Of its weights, see `ckptlin.evaluate.models.fingerprint_of`.
+    engine : mapping
+        What answered for it, as plain data.
     summary : Summary
     num_tokens : int
         Of all answers.
@@ -42,6 +44,7 @@ class ModelResult:
     method: str | None
     source: str
     fingerprint: str
+    engine: Mapping[str, Any]
     summary: Summary
     num_tokens: int
     tokens_per_s: float | None
@@ -57,6 +60,7 @@ class ModelResult:
             "method": self.method,
             "source": self.source,
             "fingerprint": self.fingerprint,
+            "engine": dict(self.engine),
             **self.summary.to_dict(),
             "num_tokens": self.num_tokens,
             "tokens_per_s": self.tokens_per_s,
@@ -72,8 +76,8 @@ class EvaluationResult:
     Attributes
     ----------
     out_dir : Path
-    task, sampling, engine : mapping
-        What they were asked, how answers were drawn, and by what, as plain data.
+    task, sampling : mapping
+        What they were asked, and how answers were drawn, as plain data.
     models : tuple of ModelResult
         In the order of their steps.
     baseline : str
@@ -87,7 +91,6 @@ class EvaluationResult:
     out_dir: Path
     task: Mapping[str, Any]
     sampling: Mapping[str, Any]
-    engine: Mapping[str, Any]
     models: tuple[ModelResult, ...]
     baseline: str
     comparisons: Mapping[str, Comparison]
@@ -100,7 +103,6 @@ class EvaluationResult:
             "format": 1,
             "task": dict(self.task),
             "sampling": dict(self.sampling),
-            "engine": dict(self.engine),
             "models": [model.to_dict() for model in self.models],
             "baseline": self.baseline,
             "comparisons": {label: found.to_dict() for label, found in self.comparisons.items()},

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,13 +12,12 @@ from ckptlin_cli.options import (
     not_empty,
     print_json,
     quiet_option,
-    segment_option,
     source_options,
     steps_option,
 )
 from ckptlin_cli.progress import progress_bars
 from ckptlin_cli.sample_progress import SampleProgress
-from ckptlin_cli.summaries import echo_comparisons, echo_summaries, summary_rows
+from ckptlin_cli.summaries import SummaryRow, echo_summaries, parse_ks, summary_rows
 from ckptlin_cli.tables import echo_pairs, write_csv
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ __all__ = ["command"]
     required=True,
     callback=not_empty,
     metavar="NAME|FILE",
-    help="See `ckptlin evaluate --list-tasks`; or a file of problems and answers of your own.",
+    help="See `ckptlin tasks`; or a file of problems and answers of your own.",
 )
 @click.option(
     "--out",
@@ -213,7 +212,6 @@ def command(
         sampling=sampling,
         engine=engine,
         options=EngineOptions(
-            max_model_len=0,
             dtype=dtype,
             tensor_parallel=tensor_parallel,
             data_parallel=data_parallel,
@@ -228,7 +226,7 @@ def command(
         _echo_plan(plan, as_json=as_json)
         return
     with SampleProgress(is_quiet=quiet) as listener:
-        result = evaluate(plan, ks=_ks(ks), baseline=baseline, overwrite=overwrite, listener=listener)
+        result = evaluate(plan, ks=parse_ks(ks), baseline=baseline, overwrite=overwrite, listener=listener)
     if plot_path is not None:
         _draw(result, plot_path)
     rows = {model.label: model.summary for model in result.models}
@@ -237,18 +235,7 @@ def command(
     if as_json:
         print_json(result.to_dict())
         return
-    _echo_result(result)
-
-
-def _ks(text: str | None) -> list[int] | None:
-    from ckptlin.errors import InputError
-
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--k {text!r} is no list of numbers; write such as 1,8,64") from None
+    _echo_result(result, every_k=ks is not None)
 
 
 def _echo_plan(plan: "EvaluationPlan", *, as_json: bool) -> None:
@@ -263,8 +250,8 @@ def _echo_plan(plan: "EvaluationPlan", *, as_json: bool) -> None:
             ("models", ", ".join(model.label for model in plan.models)),
             (
                 "samples",
-                f"{plan.num_samples * len(plan.models):,}, {sampling.num_samples} a problem and model; {done:,} are "
-                "there already",
+                f"{plan.num_samples * len(plan.models):,}, {sampling.num_samples} a problem and model; "
+                f"{done:,} are there already",
             ),
             (
                 "sampling",
@@ -278,15 +265,24 @@ def _echo_plan(plan: "EvaluationPlan", *, as_json: bool) -> None:
     )
 
 
-def _echo_result(result: "EvaluationResult") -> None:
+def _echo_result(result: "EvaluationResult", *, every_k: bool) -> None:
     sampling = result.sampling
     click.echo(
-        f"{result.task['name']}: {result.models[0].summary.num_problems:,} problems, "
-        f"{sampling['num_samples']} answers to each at temperature {sampling['temperature']:g}"
+        f"{result.task['name']}: {sampling['num_samples']} answers to each problem at temperature "
+        f"{sampling['temperature']:g}"
     )
     click.echo()
-    echo_summaries({model.label: model.summary for model in result.models})
-    echo_comparisons(result.baseline, result.comparisons)
+    lengths = [model.summary.lengths for model in result.models]
+    rows = [
+        SummaryRow(model.label, model.summary, found.share_truncated, found.num_empty)
+        for model, found in zip(result.models, lengths, strict=True)
+        if found is not None
+    ]
+    echo_summaries("model", rows, every_k=every_k)
+    if result.comparisons:
+        click.echo()
+    for label, found in result.comparisons.items():
+        click.echo(found.verdict(first=result.baseline, second=label))
     for model in result.models:
         for note in model.notes:
             click.echo(f"note: {model.label}: {note}", err=True)

@@ -8,11 +8,10 @@ import click
 
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import json_option, print_json
-from ckptlin_cli.tables import echo_table, percent
+from ckptlin_cli.summaries import SummaryRow, echo_summaries, parse_ks
 
 if TYPE_CHECKING:
-    from ckptlin.evaluate.grade import GradedFile, GradeResult
-    from ckptlin.evaluate.metrics.summary import Estimate
+    from ckptlin.evaluate.grade import GradeResult
 
 __all__ = ["command"]
 
@@ -86,7 +85,7 @@ def command(
         task=task,
         grader=grader,
         grader_parameters=_parameters(settings),
-        ks=None if ks is None else _numbers(ks),
+        ks=parse_ks(ks),
         common=common,
         level=level,
         out=out,
@@ -99,7 +98,7 @@ def command(
     if as_json:
         print_json(result.to_dict())
         return
-    _show(result, level, ks is not None)
+    _show(result, every_k=ks is not None)
 
 
 def _parameters(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -117,65 +116,12 @@ def _parameters(settings: tuple[str, ...]) -> dict[str, Any]:
     return parameters
 
 
-def _numbers(text: str) -> list[int]:
-    from ckptlin.errors import InputError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--k {text} is no list of numbers such as 1,8,64") from None
-
-
-def _show(result: "GradeResult", level: float, every_k: bool) -> None:
-    click.echo(
-        f"Grader {result.grader}.  Values in %, with {level:.0%} intervals: [over problems of the same kind],\n"
-        "(over samples on these problems).\n"
-    )
-    names = _names(result, every_k)
-    header = ["file", "problems", *names, "truncated", "tokens", "empty"]
-    echo_table(header, [_row(file, names) for file in result.files])
+def _show(result: "GradeResult", *, every_k: bool) -> None:
+    click.echo(f"grader {result.grader}\n")
+    rows = [SummaryRow(file.label, file.summary, file.share_truncated, file.num_empty) for file in result.files]
+    echo_summaries("file", rows, every_k=every_k)
     verdicts = result.verdicts()
     if verdicts:
         click.echo()
     for verdict in verdicts:
         click.echo(verdict)
-
-
-def _names(result: "GradeResult", every_k: bool) -> list[str]:
-    """Return the metrics to show: avg, and of pass@k and maj@k those asked for, or the largest k."""
-    found: dict[str, None] = {}
-    for kind in ("avg", "pass", "maj"):
-        for file in result.files:
-            estimates = file.summary.estimates
-            average = next(iter(estimates.values())).value
-            # pass@1 and maj@1 are avg, unless scores are shares.
-            of_kind = [
-                name
-                for name in estimates
-                if name.startswith(f"{kind}@")
-                and (kind == "avg" or not name.endswith("@1") or estimates[name].value != average)
-            ]
-            found |= dict.fromkeys(of_kind if every_k else of_kind[-1:])
-    return list(found)
-
-
-def _row(file: "GradedFile", names: list[str]) -> list[str]:
-    lengths = file.summary.lengths
-    return [
-        file.label,
-        f"{file.summary.num_problems:,}",
-        *(_cell(file.summary.estimates.get(name)) for name in names),
-        percent(file.share_truncated),
-        "-" if lengths is None else f"{lengths.mean:,.0f}",
-        f"{file.num_empty:,}",
-    ]
-
-
-def _cell(estimate: "Estimate | None") -> str:
-    if estimate is None:
-        return "-"
-    problems, samples = estimate.over_problems, estimate.over_samples
-    return (
-        f"{100 * estimate.value:.1f} [{100 * problems.low:.1f}, {100 * problems.high:.1f}] "
-        f"({100 * samples.low:.1f}, {100 * samples.high:.1f})"
-    )

@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "data": "Prepare the data to train and evaluate on.",
     "grade": "Grade answers that exist already, and compare files of them.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
+    "evaluate": "Let models answer a task's problems, and compare them.",
+    "tasks": "List the tasks that models can be evaluated on.",
     "demo": "Train a small model and show all of it, in a few minutes.",
 }
 

@@ -1,6 +1,7 @@
 """Tables of what models solve, for `ckptlin evaluate` and `ckptlin grade`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,46 +9,73 @@ import click
 from ckptlin_cli.tables import echo_table, percent
 
 if TYPE_CHECKING:
-    from ckptlin.evaluate.metrics import Comparison, Interval, Summary
+    from ckptlin.evaluate.metrics import Interval, Summary
 
-__all__ = ["echo_comparisons", "echo_summaries", "summary_rows"]
+__all__ = ["SummaryRow", "echo_summaries", "parse_ks", "summary_rows"]
 
-_MOST_KS = 4
+_MOST_KS = 3
 
 
-def echo_summaries(summaries: Mapping[str, "Summary"]) -> None:
-    """Print a row for each model or file; figures beyond these are in ``--json`` and ``--csv``."""
-    first = next(iter(summaries.values()))
-    names = list(first.estimates)
-    others = _some(names[1:])
-    has_lengths = any(summary.lengths is not None for summary in summaries.values())
-    header = ["", names[0], "over answers", "over problems", *others]
-    header += ["cut off", "tokens"] if has_lengths else []
-    rows = []
-    for label, summary in summaries.items():
-        main = summary.estimates[names[0]]
-        row = [label, percent(main.value), _interval(main.over_samples), _interval(main.over_problems)]
-        row += [percent(summary.estimates[n].value if n in summary.estimates else None) for n in others]
-        if has_lengths:
-            lengths = summary.lengths
-            row += ["-", "-"] if lengths is None else [percent(lengths.share_truncated), f"{lengths.mean:,.0f}"]
-        rows.append(row)
-    echo_table(header, rows)
+@dataclass(frozen=True)
+class SummaryRow:
+    """A model, or a file of answers, in the table.
+
+    Attributes
+    ----------
+    label : str
+    summary : Summary
+    share_truncated : float or None
+        None where it is not known, as `num_empty`.
+    num_empty : int or None
+    """
+
+    label: str
+    summary: "Summary"
+    share_truncated: float | None
+    num_empty: int | None
+
+
+def echo_summaries(head: str, rows: Sequence[SummaryRow], *, every_k: bool) -> None:
+    """Print a row for each model or file: its mean score with both intervals, then pass@k and maj@k.
+
+    Parameters
+    ----------
+    head : str
+        Of the first column.
+    rows : sequence of SummaryRow
+    every_k : bool
+        Whether all k are shown, which were then asked for, or a few of them.
+    """
+    average = next(iter(rows[0].summary.estimates))
+    others = _others([row.summary for row in rows], every_k=every_k)
+    with_tokens = any(row.summary.lengths is not None for row in rows)
+    with_empty = any(row.num_empty for row in rows)
+    header = [head, "problems", average, "over answers", "over problems", *others, "cut off"]
+    header += ["tokens"] if with_tokens else []
+    header += ["empty"] if with_empty else []
+    cells = []
+    for row in rows:
+        estimates, lengths = row.summary.estimates, row.summary.lengths
+        main = next(iter(estimates.values()))
+        line = [row.label, f"{row.summary.num_problems:,}", percent(main.value)]
+        line += [_interval(main.over_samples), _interval(main.over_problems)]
+        line += [percent(estimates[name].value if name in estimates else None) for name in others]
+        line.append(percent(row.share_truncated))
+        if with_tokens:
+            line.append("-" if lengths is None else f"{lengths.mean:,.0f}")
+        if with_empty:
+            line.append("-" if row.num_empty is None else f"{row.num_empty:,}")
+        cells.append(line)
+    echo_table(header, cells)
+    level = f"{main.over_samples.level:.0%}"
     click.echo(
-        "intervals of 95%: over answers, for other answers to these very problems; over problems, for other "
-        "problems of this kind"
+        f"\n{average}, with its {level} intervals: over answers, if these very problems were answered again;"
     )
-    for warning in dict.fromkeys(w for s in summaries.values() for w in s.estimates[names[0]].warnings):
+    click.echo("over problems, if other problems of this kind had been asked")
+    for warning in dict.fromkeys(
+        warning for row in rows for warning in next(iter(row.summary.estimates.values())).warnings
+    ):
         click.echo(f"note: {warning}", err=True)
-
-
-def echo_comparisons(baseline: str, comparisons: Mapping[str, "Comparison"]) -> None:
-    """Print what each model solves more or less than the baseline, on the same problems."""
-    if comparisons:
-        click.echo()
-        click.echo(f"Beside {baseline}, on the same problems:")
-        for label, found in comparisons.items():
-            click.echo(f"  {found.verdict(first=baseline, second=label)}")
 
 
 def summary_rows(summaries: Mapping[str, "Summary"]) -> list[dict[str, Any]]:
@@ -69,16 +97,43 @@ def summary_rows(summaries: Mapping[str, "Summary"]) -> list[dict[str, Any]]:
     ]
 
 
-def _some(names: list[str]) -> list[str]:
-    """Choose some metrics of each family, from the first to the last."""
-    chosen = []
+def parse_ks(text: str | None) -> list[int] | None:
+    """Read the numbers of ``--k``.
+
+    Raises
+    ------
+    InputError
+        If one is none.
+    """
+    from ckptlin.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--k {text} is no list of numbers such as 1,8,64") from None
+
+
+def _others(summaries: "Sequence[Summary]", *, every_k: bool) -> list[str]:
+    """Choose metrics besides the mean: what says the same as the mean is left out, of many k some are shown."""
+    chosen: list[str] = []
     for family in ("pass@", "maj@"):
-        members = [name for name in names if name.startswith(family)]
-        if len(members) > _MOST_KS:
-            places = [round(i * (len(members) - 1) / (_MOST_KS - 1)) for i in range(_MOST_KS)]
-            members = [members[place] for place in places]
-        chosen += members
+        names = list(dict.fromkeys(n for s in summaries for n in s.estimates if n.startswith(family)))
+        if not every_k:
+            # With one answer the best and the most frequent are the only one, unless scores are shares.
+            names = [name for name in names if not all(_is_mean(summary, name) for summary in summaries)]
+            if len(names) > _MOST_KS:
+                places = [round(i * (len(names) - 1) / (_MOST_KS - 1)) for i in range(_MOST_KS)]
+                names = [names[place] for place in places]
+        chosen += names
     return chosen
+
+
+def _is_mean(summary: "Summary", name: str) -> bool:
+    if name not in summary.estimates or not name.endswith("@1"):
+        return False
+    return abs(summary.estimates[name].value - next(iter(summary.estimates.values())).value) < 1e-9
 
 
 def _interval(interval: "Interval") -> str:

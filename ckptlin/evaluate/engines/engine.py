@@ -25,7 +25,7 @@ class EngineOptions:
     Attributes
     ----------
     max_model_len : int
-        Tokens of the longest prompt with its answer.
+        Tokens of the longest prompt with its answer; the evaluator sees to it.
     dtype : str
         That a model computes in: ``auto`` for its own, ``float32``, ``bfloat16``, ``float16``.
     tensor_parallel, data_parallel : int
@@ -40,7 +40,7 @@ class EngineOptions:
         Of ``hf``: ``cpu``, ``cuda``, ...; default the accelerator, if there is one.
     """
 
-    max_model_len: int
+    max_model_len: int = 4096
     dtype: str = "auto"
     tensor_parallel: int = 1
     data_parallel: int = 1
