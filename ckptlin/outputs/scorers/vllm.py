@@ -61,9 +61,10 @@ class VllmScorer:
         before, self._facts = self._facts, None
         try:
             if self._llm is not None and before is not None and before.fits(facts):
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": facts.source})
                 if _on_cpu():
-                    self._llm.apply_model(_pack_head_again)
+                    self._llm.collective_rpc("reload_whole", args=(facts.source,))
+                else:
+                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": facts.source})
                 # Always: else keys and values of the model before answer for it (vllm#32718).
                 if not self._llm.reset_prefix_cache():
                     raise RuntimeError("vLLM kept its prefix cache")
@@ -155,8 +156,12 @@ class VllmScorer:
         environment: dict[str, str | None] = {}
         if _on_cpu():
             # As the engine of the evaluator runs there: in this process, in one piece, uncompiled.
-            arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
-            arguments |= {"kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES}
+            arguments |= {
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES,
+                "worker_extension_cls": "ckptlin.evaluate.engines.vllm_worker.WholeReload",
+            }
             environment = {"VLLM_CPU_KVCACHE_SPACE": None, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         with starting(environment):
             return vllm.LLM(**arguments)
@@ -166,18 +171,6 @@ def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
-
-
-def _pack_head_again(model: Any) -> None:
-    """Pack the head's weights for the CPU.
-
-    A head that is tied to the embedding has a packed copy of it, which `reload_weights` of vLLM 0.32.0 leaves as it
-    was: log-probabilities are then those of new layers under the old head.
-    """
-    head = getattr(model, "lm_head", None)
-    method = getattr(head, "quant_method", None)
-    if method is not None and getattr(head, "weight", None) is not None and head.weight.numel():
-        method.process_weights_after_loading(head)
 
 
 def _with_room(facts: ModelFacts, max_tokens: int) -> int:
