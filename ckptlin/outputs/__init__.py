@@ -1,4 +1,4 @@
-"""What checkpoints say: answers to prompts, also by logits that are extrapolated."""
+"""What checkpoints say: answers, also by extrapolated logits; log-probabilities of tokens, activations."""
 
 from ckptlin.outputs.generate import Answer, GenerationResult, generate
 
