@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptlin.errors import InputError
-from ckptlin.logits import register_pairs
+from ckptlin.logits import is_pair, register_pairs
 from ckptlin.problems import Problem, PromptTemplate
 
 __all__ = ["ModelText"]
@@ -43,8 +43,10 @@ class ModelText:
         register_pairs()
         self._directory = directory
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory)
             config = AutoConfig.from_pretrained(directory).get_text_config()
+            # Which class reads a tokenizer depends on the kind of model; a pair is of its checkpoints' kind.
+            options = {"config": config} if is_pair(directory) else {}
+            self._tokenizer = AutoTokenizer.from_pretrained(directory, **options)
         except (OSError, ValueError) as error:
             first = str(error).strip().split("\n")[0]
             raise InputError(

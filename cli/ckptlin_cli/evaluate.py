@@ -43,7 +43,7 @@ __all__ = ["command"]
         "ckptlin evaluate ./run.store --step 1500 --task problems.jsonl --samples 16 --plot curve.png",
     ],
 )
-@click.argument("models", nargs=-1, required=True, metavar="MODEL|RUN|STORE|STEP=PATH...")
+@click.argument("models", nargs=-1, metavar="[MODEL|RUN|STORE|STEP=PATH...]")
 @click.option(
     "--task",
     "task_name",
@@ -72,6 +72,13 @@ __all__ = ["command"]
     "--method", default="auto", show_default=True, metavar="NAME[:KEY=VALUE,...]", help="That extrapolates."
 )
 @click.option("--seen", "window", metavar="WINDOW", help="Steps that the extrapolation sees.  [default: all]")
+@click.option(
+    "--logits-extrapolation",
+    "pairs",
+    multiple=True,
+    metavar="A:B:N",
+    help="Two checkpoints, or steps of the run, by logits that are extrapolated to step N; may be repeated.",
+)
 @source_options
 @click.option("--data", metavar="FILE", help="The task's data as JSONL, JSON or parquet.  [default: the hub]")
 @click.option("--split", metavar="SPLIT", help="Of the data, where there are several.")
@@ -104,6 +111,7 @@ def command(
     targets: tuple[int, ...],
     method: str,
     window: str | None,
+    pairs: tuple[str, ...],
     base: str | None,
     skip_incomplete: bool,
     data: str | None,
@@ -148,6 +156,7 @@ def command(
             window=window,
             base=base,
             skip_incomplete=skip_incomplete,
+            pairs=pairs,
             progress=progress,
         ),
         task,

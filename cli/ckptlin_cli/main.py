@@ -29,7 +29,7 @@ COMMANDS: dict[str, str] = {
     "grade": "Grade answers that exist already, and compare files of them.",
     "generate": "Let a checkpoint answer, or two by extrapolated logits.",
     "responses": "Let a model answer, to see what later checkpoints make of it.",
-    "logprobs": "How linear is what each checkpoint gives the tokens of responses?",
+    "logprobs": "How linear are the log-probabilities of tokens?",
     "data": "Prepare the data to train and evaluate on.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
     "demo": "Train a small model and show all of it, in a few minutes.",

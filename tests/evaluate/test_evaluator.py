@@ -220,6 +220,13 @@ def test_a_store_and_a_target_step_are_evaluated_like_checkpoints(noisy_run, tmp
     assert not (tmp_path / "out" / "scratch").exists()
 
 
+def test_two_checkpoints_by_extrapolated_logits_are_evaluated_like_one(noisy_run, tmp_path, evaluated):
+    """At alpha 1 the pair is its second checkpoint, sample by sample."""
+    result = evaluate(planned([noisy_run], tmp_path, limit=60, resolve={"steps": "0", "pairs": ["0:20:20"]}))
+    pair = next(model for model in result.models if model.method == "logits")
+    assert pair.scores == next(model.scores for model in evaluated.models if model.step == 20)
+
+
 def write_samples(out, label, answers):
     """Put samples where an evaluation has been begun."""
     with SampleFile(out / "samples" / f"{label}.jsonl") as file:

@@ -76,6 +76,20 @@ def test_steps_and_targets_together_are_one_curve(store):
     assert [model.label for model in models] == ["step-0", "step-20-ols", "step-30", "step-40-ols"]
 
 
+def test_two_steps_of_a_run_by_extrapolated_logits(noisy_run, tmp_path):
+    from ckptlin.logits import read_pair
+
+    [_, pair] = resolve_models([str(noisy_run)], steps="0", pairs=["10:20:40"])
+    assert described([pair]) == [("step-40-logits-10-20", 40, "extrapolated", "logits")]
+    with pair.open(tmp_path) as place:
+        found = read_pair(place)
+        assert (found.alpha, found.steps, found.target) == (3.0, (10, 20), 40)
+        assert (found.base, found.second) == tuple(noisy_run / f"checkpoint-{step}" for step in (10, 20))
+    assert list(tmp_path.iterdir()) == []
+    explicit = f"{noisy_run}/checkpoint-10:{noisy_run}/checkpoint-20:40"
+    assert resolve_models([], pairs=[explicit])[0].identity == pair.identity
+
+
 def test_a_tokenizer_in_another_directory_is_put_beside_the_weights(noisy_run, tmp_path):
     checkpoint = tmp_path / "run" / "step_5"
     (checkpoint / "policy/hf_model").mkdir(parents=True)
@@ -112,6 +126,10 @@ def test_the_fingerprint_is_the_weights(noisy_run, tmp_path):
         (["RUN", "STORE"], {"targets": [40]}, InputError, "one run or store, and 2 were given"),
         (["RUN"], {"steps": "5"}, SelectionError, "step 5 of --steps 5 does not exist"),
         (["RUN"], {"targets": [40], "method": "magic"}, SelectionError, "magic"),
+        (["RUN"], {"pairs": ["10:20"]}, InputError, "is no A:B:N"),
+        (["RUN"], {"pairs": ["10:15:40"]}, InputError, "has no checkpoint of step 15"),
+        (["BASE"], {"pairs": ["10:20:40"]}, InputError, "step 10 of --logits-extrapolation is one of a run"),
+        (["RUN"], {"pairs": ["10:10:40"]}, InputError, "both checkpoints are of step 10"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(items, options, error, expected, noisy_run, store):
