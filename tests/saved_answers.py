@@ -28,7 +28,7 @@ def write_json(path: Path, rows: Iterable[Any]) -> Path:
 def write_evaluation(directory: Path, labels: Iterable[str], *, grader: str = "math") -> Path:
     """Write an evaluation's directory: four problems, two samples each, all right."""
     (directory / "samples").mkdir(parents=True)
-    (directory / "evaluation.json").write_text(json.dumps({"task": {"grader": grader}}))
+    (directory / "evaluation.json").write_text(json.dumps({"grader": {"name": grader}}))
     write_jsonl(directory / "problems.jsonl", ({**p, "prompt": "?", "prompt_ids": [1]} for p in PROBLEMS))
     for label in labels:
         rows = (

@@ -273,6 +273,10 @@ class Tour:
             ("fit", store, "--by", "layer"),
             ("backtest", store, "--by", "kind"),
             ("extrapolate", store, "--step", further, "--out", out / f"step-{further}"),
+            (
+                *("evaluate", self._run, "--steps", f"0:{steps}:{max(steps // 5, 1)}", "--task", "sums"),
+                *("--limit", 200, "--out", out / "evaluation", "--plot", out / "figures" / "evaluation.png"),
+            ),
             ("train", "grpo", "--config", out / "train.yaml", "--steps", further, "--out", self._run),
             ("ingest", self._run, store),
         ):

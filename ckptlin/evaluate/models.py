@@ -274,10 +274,10 @@ def _of_step(found: StepCheckpoint) -> EvaluatedModel:
             directory.mkdir(parents=True)
             for path in place.iterdir() if place.is_dir() else [place]:
                 (directory / path.name).symlink_to(path.absolute())
-            for name, path in elsewhere.items():
+            for name, sidecar in elsewhere.items():
                 if not (directory / name).exists():
                     (directory / name).parent.mkdir(exist_ok=True)
-                    (directory / name).symlink_to(Path(str(path)).absolute())
+                    (directory / name).symlink_to(Path(str(sidecar)).absolute())
             yield directory
 
     return replace(model, _open=opened)

@@ -8,6 +8,8 @@ import click
 from ckptlin_cli.options import (
     budget_options,
     cluster_options,
+    csv_option,
+    figure_option,
     json_option,
     print_json,
     quiet_option,
@@ -42,20 +44,8 @@ _HOPELESS = -9.995
 @segment_option
 @selection_options
 @click.option("--by", type=click.Choice(["kind"]), help="A table more: the best method for each module kind.")
-@click.option(
-    "--csv",
-    "csv_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Write every figure as CSV.",
-)
-@click.option(
-    "--figure",
-    "figure_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Draw skill against horizon, as .png, .svg or .pdf.",
-)
+@csv_option
+@figure_option("--figure", "Draw skill against horizon")
 @click.option("--no-keep", is_flag=True, help="Do not keep Gram matrices in the store; it is then only read.")
 @source_options
 @budget_options
@@ -89,21 +79,13 @@ def command(
     """
     from ckptlin.backtest import backtest
     from ckptlin.checkpoints import RunTrajectories
-    from ckptlin.errors import InputError
     from ckptlin.gram import gram
     from ckptlin.methods import parse_methods, split_methods
     from ckptlin.scores import MIN_ORIGIN
     from ckptlin.segments import segments_to_dict, warn_of_jumps
     from ckptlin.source import open_source
 
-    for option, path in (("--csv", csv_path), ("--figure", figure_path)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{option} {path} lies in no directory that exists; make {path.parent} first")
     specs = None if methods is None else parse_methods(split_methods(methods))
-    if figure_path is not None:
-        from ckptlin.report import check_figure_path
-
-        check_figure_path(figure_path)
     opened = open_source(source, base=base, skip_incomplete=skip_incomplete)
     progress = progress_bars(quiet)
     if isinstance(opened, RunTrajectories):

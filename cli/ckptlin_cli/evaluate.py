@@ -1,13 +1,22 @@
 """``ckptlin evaluate``."""
 
-from dataclasses import replace
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ckptlin_cli.model_options import (
+    EngineChoice,
+    SamplingChanges,
+    engine_options,
+    prompt_options,
+    sampling_options,
+)
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import (
+    csv_option,
+    figure_option,
     json_option,
     not_empty,
     print_json,
@@ -73,53 +82,16 @@ __all__ = ["command"]
     metavar="FROM:TO",
     help="Only problems of these dates (livecodebench), such as 2024-08-01:2025-02-01, ends included.",
 )
-@click.option("--template", metavar="NAME|TEXT", help="Prompt: boxed, plain, or a text with {problem}.")
-@click.option(
-    "--chat/--no-chat", default=None, help="Whether the prompt is a chat message.  [default: the task's]"
-)
+@prompt_options
 @click.option("--grader", metavar="NAME", help="exact, math, code, or package.module:function.")
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers to each problem.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens of this probability together.")
-@click.option("--top-k", type=int, help="Draw from so many at most; 0 for all.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer.")
-@click.option("--seed", type=int, help="Of the answers.")
+@sampling_options
 @click.option("--k", "ks", metavar="LIST", help="Of pass@k and maj@k.  [default: 1, 2, 4, ... up to --samples]")
 @click.option(
     "--against", "baseline", metavar="LABEL", help="Model that others are compared with.  [default: first]"
 )
-@click.option("--engine", metavar="NAME", help="vllm or hf.  [default: vllm where it is installed]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="That models compute in.",
-)
-@click.option(
-    "--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share a model (vllm)."
-)
-@click.option("--data-parallel", type=click.IntRange(min=1), default=1, help="Copies of a model (vllm).")
-@click.option(
-    "--gpu-memory", type=click.FloatRange(0, 1, min_open=True), default=0.9, help="Share that vllm may take."
-)
-@click.option("--kv-cache", type=float, metavar="GIB", help="For keys and values where vllm runs on a CPU.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Answers that are written at once.")
-@click.option("--device", metavar="NAME", help="Of hf: cpu, cuda, ...")
-@click.option(
-    "--csv",
-    "csv_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Write every figure as CSV.",
-)
-@click.option(
-    "--plot",
-    "plot_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Draw what is solved against the step, as .png, .svg or .pdf.",
-)
+@engine_options
+@csv_option
+@figure_option("--plot", "Draw what is solved against the step")
 @click.option("--overwrite", is_flag=True, help="Remove the samples that are there, and begin anew.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @json_option
@@ -141,24 +113,12 @@ def command(
     template: str | None,
     chat: bool | None,
     grader: str | None,
-    samples: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    max_tokens: int | None,
-    seed: int | None,
+    sampling: SamplingChanges,
     ks: str | None,
     baseline: str | None,
-    engine: str | None,
-    dtype: str,
-    tensor_parallel: int,
-    data_parallel: int,
-    gpu_memory: float,
-    kv_cache: float | None,
-    batch_size: int | None,
-    device: str | None,
+    engine: EngineChoice,
     csv_path: Path | None,
-    plot_path: Path | None,
+    figure_path: Path | None,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -169,31 +129,15 @@ def command(
     One engine answers for all models, one after the other.  Every answer is on the disk when it comes: the same
     command goes on where a killed one was, and with more --samples it adds what is missing.
     """
-    from ckptlin.errors import InputError
-    from ckptlin.evaluate.engines import EngineOptions
+    # torch reads it when it is loaded; vLLM's CPU build lets it say where memory is bound.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from ckptlin.evaluate.evaluator import evaluate, plan_evaluation
     from ckptlin.evaluate.models import resolve_models
     from ckptlin.evaluate.tasks import open_task
 
-    for option, path in (("--csv", csv_path), ("--plot", plot_path)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{option} {path} lies in no directory that exists; make {path.parent} first")
-    if plot_path is not None:
-        from ckptlin.report import check_figure_path
-
-        check_figure_path(plot_path)
     task = open_task(
         task_name, data=data, split=split, limit=limit, window=dates, template=template, grader=grader
     )
-    given = {
-        "num_samples": samples,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    sampling = replace(task.sampling, **{name: value for name, value in given.items() if value is not None})
     progress = progress_bars(quiet)
     plan = plan_evaluation(
         resolve_models(
@@ -209,17 +153,9 @@ def command(
         task,
         out_dir or Path(f"evaluation-{Path(task.name).stem}"),
         chat=chat,
-        sampling=sampling,
-        engine=engine,
-        options=EngineOptions(
-            dtype=dtype,
-            tensor_parallel=tensor_parallel,
-            data_parallel=data_parallel,
-            gpu_memory=gpu_memory,
-            kv_cache_gib=kv_cache,
-            batch_size=batch_size,
-            device=device,
-        ),
+        sampling=sampling.applied_to(task.sampling),
+        engine=engine.name,
+        options=engine.options(),
         overwrite=overwrite,
     )
     if dry_run:
@@ -227,8 +163,8 @@ def command(
         return
     with SampleProgress(is_quiet=quiet) as listener:
         result = evaluate(plan, ks=parse_ks(ks), baseline=baseline, overwrite=overwrite, listener=listener)
-    if plot_path is not None:
-        _draw(result, plot_path)
+    if figure_path is not None:
+        _draw(result, figure_path)
     rows = {model.label: model.summary for model in result.models}
     if csv_path is not None:
         write_csv(csv_path, summary_rows(rows))

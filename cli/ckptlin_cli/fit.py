@@ -8,6 +8,7 @@ import click
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import (
     cluster_options,
+    csv_option,
     json_option,
     memory_options,
     print_json,
@@ -71,13 +72,7 @@ _HEADER = (
     show_default=True,
     help="Rows of the table.",
 )
-@click.option(
-    "--csv",
-    "csv_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Write every figure as CSV.",
-)
+@csv_option
 @click.option("--no-keep", is_flag=True, help="Do not keep the fit in the store; it is then only read.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random walks of the null.")
 @source_options
@@ -114,13 +109,10 @@ def command(
     show.  A store keeps the fit under its name; a run is read once, and nothing is kept.
     """
     from ckptlin.checkpoints import RunTrajectories
-    from ckptlin.errors import InputError
     from ckptlin.fit import fit, parse_maps, plan_fit
     from ckptlin.source import open_source
     from ckptlin.store.store import TrajectoryStore, describe_steps
 
-    if csv_path is not None and not csv_path.absolute().parent.is_dir():
-        raise InputError(f"--csv {csv_path} lies in no directory that exists; make {csv_path.parent} first")
     opened = open_source(source, base=base, skip_incomplete=skip_incomplete)
     progress = progress_bars(quiet)
     if isinstance(opened, RunTrajectories):

@@ -9,6 +9,7 @@ import click
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import (
     cluster_options,
+    csv_option,
     json_option,
     memory_options,
     print_json,
@@ -42,13 +43,7 @@ _HEADER = ("params", "|update|", "cosine", "straightness", "rank 1", "R²")
     show_default=True,
     help="Rows of the table.",
 )
-@click.option(
-    "--csv",
-    "csv_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Write the figures of all levels as CSV.",
-)
+@csv_option
 @click.option("--no-keep", is_flag=True, help="Do not keep the matrices in the store; it is then only read.")
 @source_options
 @memory_options
@@ -80,15 +75,12 @@ def command(
     A run is read once, and nothing is kept.
     """
     from ckptlin.checkpoints import RunTrajectories
-    from ckptlin.errors import InputError
     from ckptlin.gram import gram, plan_gram
     from ckptlin.gram_statistics import LEVELS, movements
     from ckptlin.segments import segments_to_dict
     from ckptlin.source import open_source
     from ckptlin.store.store import describe_steps
 
-    if csv_path is not None and not csv_path.absolute().parent.is_dir():
-        raise InputError(f"--csv {csv_path} lies in no directory that exists; make {csv_path.parent} first")
     opened = open_source(source, base=base, skip_incomplete=skip_incomplete)
     progress = progress_bars(quiet)
     if isinstance(opened, RunTrajectories):

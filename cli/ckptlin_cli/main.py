@@ -24,13 +24,14 @@ COMMANDS: dict[str, str] = {
     "export": "Give an ingested checkpoint back, bit for bit.",
     "verify": "Check every chunk of a store.",
     "methods": "List the prediction methods.",
+    "evaluate": "Let models answer a task's problems, and compare them.",
+    "tasks": "List the tasks that models can be evaluated on.",
+    "grade": "Grade answers that exist already, and compare files of them.",
+    "generate": "Let a checkpoint answer, or two by extrapolated logits.",
     "responses": "Let a model answer, to see what later checkpoints make of it.",
     "logprobs": "How linear is what each checkpoint gives the tokens of responses?",
     "data": "Prepare the data to train and evaluate on.",
-    "grade": "Grade answers that exist already, and compare files of them.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
-    "evaluate": "Let models answer a task's problems, and compare them.",
-    "tasks": "List the tasks that models can be evaluated on.",
     "demo": "Train a small model and show all of it, in a few minutes.",
 }
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,6 +21,8 @@ __all__ = [
     "budget_options",
     "cluster_options",
     "command",
+    "csv_option",
+    "figure_option",
     "group",
     "json_option",
     "memory_options",
@@ -178,6 +181,43 @@ def not_empty(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     if value == "":
         raise click.BadParameter("it must not be empty", ctx, param)
     return value
+
+
+def csv_option(function: F) -> F:
+    """``--csv``."""
+    return _output_file("--csv", "csv_path", "Write every figure as CSV.", _in_directory)(function)
+
+
+def figure_option(name: str, help: str) -> Callable[[F], F]:
+    """``--figure`` or ``--plot``, a file; the argument is ``figure_path``."""
+    return _output_file(name, "figure_path", f"{help}, as .png, .svg or .pdf.", _figure)
+
+
+def _output_file(
+    name: str, argument: str, help: str, callback: Callable[[click.Context, click.Parameter, Any], Any]
+) -> Callable[[F], F]:
+    file = click.Path(dir_okay=False, writable=True, path_type=Path)
+    return click.option(name, argument, type=file, metavar="FILE", callback=callback, help=help)
+
+
+def _in_directory(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Find out before hours of work that a file cannot be written after them."""
+    if value is not None and not value.absolute().parent.is_dir():
+        raise click.UsageError(
+            f"{param.opts[0]} {value} lies in no directory that exists; make {value.parent} first", ctx
+        )
+    return value
+
+
+def _figure(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    if value is not None:
+        from ckptlin.report import check_figure_path
+
+        try:
+            check_figure_path(value)
+        except CkptlinError as error:
+            raise click.UsageError(str(error), ctx) from error
+    return _in_directory(ctx, param, value)
 
 
 def out_option(function: F) -> F:

@@ -26,7 +26,7 @@ __all__ = ["VllmEngine"]
 _CPU_KV_CACHE_GIB = 1.0
 _GIB = 1 << 30
 # vLLM raises these, or what inherits from them, where it cannot run a model.
-_REFUSALS = (ValueError, OSError, RuntimeError, KeyError)
+_REFUSALS = (ValueError, OSError, RuntimeError, KeyError, AssertionError)
 
 
 class VllmEngine:

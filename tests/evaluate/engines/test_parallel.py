@@ -1,4 +1,4 @@
-"""vLLM in processes of its own: as on a GPU, with tensor and with data parallelism."""
+"""vLLM in processes of its own: one, as on a GPU, and several by data parallelism."""
 
 import pytest
 
@@ -8,7 +8,9 @@ from tests.evaluate.engines.answers import answers, random_prompts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["own process", "tensor", "data"])
+# vLLM leaves the sockets to its processes to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("how", ["own process", "data"])
 def test_processes_of_its_own_answer_as_this_one_does(vllm, make_model, monkeypatch, how):
     checkpoints = [make_model("llama", seed=seed, tie_word_embeddings=True) for seed in range(2)]
     requests = random_prompts(40)
@@ -25,8 +27,6 @@ def test_processes_of_its_own_answer_as_this_one_does(vllm, make_model, monkeypa
         dtype="float32",
         kv_cache_gib=0.125,
         batch_size=8,
-        # Two heads of keys are not there to be shared; vLLM then gives each device a copy.
-        tensor_parallel=2 if how == "tensor" else 1,
         data_parallel=2 if how == "data" else 1,
     )
     with open_engine("vllm", options) as engine:
