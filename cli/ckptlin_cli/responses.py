@@ -2,10 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
+from ckptlin_cli.model_options import (
+    EngineChoice,
+    SamplingChanges,
+    engine_options,
+    prompt_options,
+    sampling_options,
+)
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import json_option, not_empty, print_json, quiet_option, source_options, steps_option
 from ckptlin_cli.progress import progress_bars
@@ -36,33 +42,9 @@ __all__ = ["command"]
 @steps_option
 @source_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N problems.")
-@click.option("--template", metavar="NAME|TEXT", help="Prompt: boxed, plain, or a text with {problem}.")
-@click.option(
-    "--chat/--no-chat", default=None, help="Whether the prompt is a chat message.  [default: the task's]"
-)
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Responses to each problem.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens of this probability together.")
-@click.option("--top-k", type=int, help="Draw from so many at most; 0 for all.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of a response.")
-@click.option("--seed", type=int, help="Of the responses.")
-@click.option("--engine", metavar="NAME", help="vllm or hf.  [default: vllm where it is installed]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="That the model computes in.",
-)
-@click.option(
-    "--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share the model (vllm)."
-)
-@click.option("--data-parallel", type=click.IntRange(min=1), default=1, help="Copies of the model (vllm).")
-@click.option(
-    "--gpu-memory", type=click.FloatRange(0, 1, min_open=True), default=0.9, help="Share that vllm may take."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Written at once.")
-@click.option("--device", metavar="NAME", help="Of hf: cpu, cuda, ...")
+@prompt_options
+@sampling_options
+@engine_options
 @click.option("--overwrite", is_flag=True, help="Remove the responses that are there, and begin anew.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @json_option
@@ -78,19 +60,8 @@ def command(
     limit: int | None,
     template: str | None,
     chat: bool | None,
-    samples: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    max_tokens: int | None,
-    seed: int | None,
-    engine: str | None,
-    dtype: str,
-    tensor_parallel: int,
-    data_parallel: int,
-    gpu_memory: float,
-    batch_size: int | None,
-    device: str | None,
+    sampling: SamplingChanges,
+    engine: EngineChoice,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -102,7 +73,6 @@ def command(
     the disk when it comes: the same command goes on where a killed one was.
     """
     from ckptlin.errors import InputError
-    from ckptlin.evaluate.engines import EngineOptions
     from ckptlin.evaluate.models import resolve_models
     from ckptlin.evaluate.tasks import open_task
     from ckptlin.outputs.respond import plan_responses, respond
@@ -112,14 +82,6 @@ def command(
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out} lies in no directory that exists; make {out.parent} first")
     task = open_task(task_name or str(data), data=data if task_name else None, limit=limit, template=template)
-    given: dict[str, Any] = {
-        "num_samples": samples,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
     prompt = task.prompt_template
     found = resolve_models(
         model, steps=steps, base=base, skip_incomplete=skip_incomplete, progress=progress_bars(quiet)
@@ -129,16 +91,9 @@ def command(
         task.load(),
         prompt if chat is None else replace(prompt, chat=chat),
         out,
-        sampling=replace(task.sampling, **{name: value for name, value in given.items() if value is not None}),
-        engine=engine,
-        options=EngineOptions(
-            dtype=dtype,
-            tensor_parallel=tensor_parallel,
-            data_parallel=data_parallel,
-            gpu_memory=gpu_memory,
-            batch_size=batch_size,
-            device=device,
-        ),
+        sampling=sampling.applied_to(task.sampling),
+        engine=engine.name,
+        options=engine.options(),
         overwrite=overwrite,
     )
     if dry_run:
