@@ -203,8 +203,12 @@ def _ratio(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
 
 
 def _num_weights(engine: Any) -> int:
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
     model = engine.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
-    return sum(p.numel() for p in model.parameters())
+    # As they were made for the checkpoint: on a CPU vLLM packs weights, and empties their parameters.
+    made = [get_layerwise_info(module).restore_metadata[0] for module in model.modules()]
+    return sum(parameter.numel() for parameters in made for parameter in parameters.values())
 
 
 def _noisy_copy(model: Path, directory: Path) -> Path:
