@@ -42,9 +42,11 @@ class SingleCore:
     """
 
     def __init__(self, **arguments: Any) -> None:
+        import torch
         from vllm import LLM
 
         self._llm: Any = LLM(**arguments)
+        self._num_threads = torch.get_num_threads()
         self._window = _WINDOW * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     @property
@@ -54,8 +56,16 @@ class SingleCore:
 
     def reload(self, directory: str) -> None:
         """Put other weights of the same architecture in, and forget all prefixes."""
+        import torch
+
         method, arguments = _reload_call(self._llm.llm_engine.vllm_config, directory)
-        self._llm.collective_rpc(method, kwargs=arguments)
+        # On a CPU weights are packed for so many threads; packed for others, they are read wrongly.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(self._num_threads)
+        try:
+            self._llm.collective_rpc(method, kwargs=arguments)
+        finally:
+            torch.set_num_threads(num_threads)
         # In this order, and always: else keys and values of the model before answer for it (vllm#32718).
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache")
