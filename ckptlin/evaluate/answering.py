@@ -1,12 +1,14 @@
 """Let models answer what they have not answered yet: one engine for all of them, one after the other."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from ckptlin.errors import InputError
+from ckptlin.errors import DiskFullError, InputError
 from ckptlin.evaluate.directory import EvaluationDirectory
 from ckptlin.evaluate.engines import Engine, Generation, Request, open_engine
 from ckptlin.evaluate.listener import EvaluationListener
@@ -32,8 +34,12 @@ def answer_all(plan: EvaluationPlan, directory: EvaluationDirectory, listener: E
     DiskFullError
         If samples could not be written; those before are kept.
     """
-    with ExitStack() as stack:
-        answering = _Answering(plan, directory, listener, stack)
+    # Before the first answers, not after them.
+    for model in plan.models:
+        if directory.may_have_changed(model):
+            listener.on_loading(model.label, "comparing it with the model whose samples are there")
+            directory.note_model(model, partial(_fingerprint, model, directory.scratch))
+    with _Answering(plan, directory, listener) as answering:
         for model in plan.models:
             answering.answer(model)
 
@@ -46,13 +52,12 @@ class _Answering:
         plan: EvaluationPlan,
         directory: EvaluationDirectory,
         listener: EvaluationListener,
-        stack: ExitStack,
     ) -> None:
         self._plan = plan
         self._directory = directory
         self._listener = listener
-        self._stack = stack
         self._engine: Engine | None = None
+        self._max_model_len = 0
         self._pending: dict[str, list[tuple[int, int]]] = {}
         for model in plan.models:
             done = directory.done(model.label)
@@ -67,33 +72,51 @@ class _Answering:
         self._tally = Tally(self._pending, num_problems=len(plan.problems), num_samples=plan.num_samples)
 
     def answer(self, model: EvaluatedModel) -> None:
-        """Let a model answer; one that has answered all must only be the one that did."""
+        """Let a model answer what it has not answered yet."""
         label, directory = model.label, self._directory
         if label not in self._pending:
-            directory.note_model(model, partial(_fingerprint, model, directory.scratch))
             return
         self._listener.on_loading(label, "preparing the model")
         with model.open(directory.scratch) as place:
             text = ModelText(place)
-            prompts = text.encode(self._plan.problems, self._plan.template)
-            directory.note_prompts(text.fingerprint, prompts, self._plan.problems, label=label)
+            prompts = directory.prompts(
+                text.fingerprint,
+                self._plan.problems,
+                partial(text.encode, self._plan.problems, self._plan.template),
+                label=label,
+            )
             directory.note_model(model, partial(fingerprint_of, place))
             sampling = fit_into_context(
                 self._plan.sampling, text, prompts, label=label, listener=self._listener
             )
             engine = self._loaded(place, max(map(len, prompts)) + sampling.max_tokens, label)
-            directory.note_engine(label, engine.describe() | {"name": self._plan.engine})
+            directory.note_engine(
+                label, engine.describe() | {"name": self._plan.engine}, stop_ids=text.stop_ids
+            )
             self._generate(label, engine, text, prompts, sampling)
 
     def _loaded(self, place: Path, max_model_len: int, label: str) -> Engine:
+        """Load a model; one of another context gets an engine of its own."""
+        if self._engine is not None and max_model_len != self._max_model_len:
+            self._engine.close()
+            self._engine = None
         if self._engine is None:
             self._listener.on_loading(label, f"starting the engine {self._plan.engine}")
             options = replace(self._plan.options, max_model_len=max_model_len)
-            self._engine = self._stack.enter_context(open_engine(self._plan.engine, options))
+            self._engine, self._max_model_len = open_engine(self._plan.engine, options), max_model_len
         else:
             self._listener.on_loading(label, "loading the model")
         self._engine.load(place)
         return self._engine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._engine is not None:
+            self._engine.close()
 
     def _generate(
         self,
@@ -132,7 +155,8 @@ class _Answering:
                     )
                     self._listener.on_samples(tally.count())
             finally:
-                self._directory.note_generation(label, num_tokens=tally.tokens, elapsed_s=tally.elapsed_s)
+                with suppress(DiskFullError):  # which the samples have met before, and said so
+                    self._directory.note_generation(label, num_tokens=tally.tokens, elapsed_s=tally.elapsed_s)
 
 
 def fit_into_context(

@@ -20,21 +20,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ckptlin.atomic import write_file
+from ckptlin.atomic import partial_name, write_file
 from ckptlin.directory_lock import directory_lock
 from ckptlin.errors import InputError
 from ckptlin.evaluate.models import EvaluatedModel
-from ckptlin.evaluate.samples import SampleFile
+from ckptlin.evaluate.samples import SampleFile, keys_of
 from ckptlin.problems import Problem
 
-__all__ = ["EvaluationDirectory", "hash_problems", "open_evaluation"]
+__all__ = ["EvaluationDirectory", "check_evaluation", "hash_problems", "open_evaluation"]
 
 _RECORD = "evaluation.json"
 _RESULTS = "results.json"
 _PROBLEMS = "problems.jsonl"
-_PARTS = ("samples", "models", "scores", "scratch")
-# What samples do not depend on, or is compared when a model's prompts are known.
-_FREE = ("text", "grader")
+_PARTS = ("samples", "models", "scores")
+_ASIDE = "replaced"
+# What samples do not depend on, or is compared when a model is there.
+_FREE = ("tokenizer", "grader")
 
 
 class EvaluationDirectory:
@@ -43,17 +44,20 @@ class EvaluationDirectory:
     Parameters
     ----------
     path : Path
-    settings : mapping
-        What samples depend on, as plain data.
+    record : mapping
+        Content of ``evaluation.json``.
+    replaced : _Replaced, optional
+        What lies aside until a model answers.
 
     Attributes
     ----------
     path : Path
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, record: Mapping[str, Any], replaced: "_Replaced | None" = None) -> None:
         self.path = path
-        self._settings = dict(settings)
+        self._record = dict(record)
+        self._replaced = replaced or _Replaced(path)
 
     @property
     def scratch(self) -> Path:
@@ -76,53 +80,64 @@ class EvaluationDirectory:
         return SampleFile(self.samples_path(label))
 
     def done(self, label: str) -> set[tuple[str, int]]:
-        """Return problem and number of the samples that a model has."""
-        if not self.samples_path(label).exists():
-            return set()
-        with self.open_samples(label) as samples:
-            return samples.done
+        """Return problem and number of the samples that a model has; nothing is changed."""
+        return keys_of(self.samples_path(label))
 
-    def note_prompts(
-        self, tokenizer: str, prompts: Sequence[Sequence[int]], problems: Sequence[Problem], *, label: str
-    ) -> None:
-        """Keep the prompts of the first model; those of every other must be the same.
+    def prompts(
+        self,
+        tokenizer: str,
+        problems: Sequence[Problem],
+        encode: Callable[[], list[tuple[int, ...]]],
+        *,
+        label: str,
+    ) -> list[tuple[int, ...]]:
+        """Return the prompts that all models answer: those that are kept, or else the first model's.
+
+        A chat template may write the date, so that another day's prompts would not be the same.
+
+        Parameters
+        ----------
+        tokenizer : str
+            What the prompts depend on, see `ckptlin.evaluate.prompts.ModelText.fingerprint`.
+        problems : sequence of Problem
+        encode : callable
+            Makes the prompts, if there are none yet.
+        label : str
+            Of the model, for the error.
 
         Raises
         ------
         InputError
-            If a model has another tokenizer, or encodes the problems in another way.
+            If a model has another tokenizer or chat template than those before it.
         """
-        digest = hashlib.blake2b(
-            json.dumps([list(ids) for ids in prompts]).encode(), digest_size=16
-        ).hexdigest()
-        found = {"tokenizer": tokenizer, "prompts": digest}
-        kept = self._settings.get("text")
-        if kept is None:
-            lines = (
-                json.dumps(
-                    {
-                        "id": problem.id,
-                        "problem": problem.problem,
-                        "answer": problem.answer,
-                        "prompt_ids": list(ids),
-                    },
-                    ensure_ascii=False,
-                )
-                for problem, ids in zip(problems, prompts, strict=True)
+        kept = self._record.get("tokenizer")
+        path = self.path / _PROBLEMS
+        if kept is not None and kept != tokenizer:
+            raise InputError(
+                f"model {label} has another tokenizer or chat template than the models evaluated before in "
+                f"{self.path}; evaluate it in a directory of its own, and compare them by `ckptlin grade "
+                "DIRECTORY DIRECTORY`"
             )
-            write_file(self.path / _PROBLEMS, "".join(f"{line}\n" for line in lines).encode())
-            self._settings["text"] = found
-            self._write(_RECORD, self._settings)
-            return
-        for name, what in (
-            ("tokenizer", "another tokenizer"),
-            ("prompts", "another chat template or tokenizer"),
-        ):
-            if kept[name] != found[name]:
-                raise InputError(
-                    f"model {label} has {what} than the models evaluated before in {self.path}; evaluate it in "
-                    "a directory of its own, and compare them by `ckptlin grade DIRECTORY DIRECTORY`"
-                )
+        if kept is not None:
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            return [tuple(row["prompt_ids"]) for row in rows]
+        prompts = encode()
+        lines = [
+            json.dumps(
+                {
+                    "id": problem.id,
+                    "problem": problem.problem,
+                    "answer": problem.answer,
+                    "prompt_ids": list(ids),
+                },
+                ensure_ascii=False,
+            )
+            for problem, ids in zip(problems, prompts, strict=True)
+        ]
+        write_file(path, "".join(f"{line}\n" for line in lines).encode())
+        self._record["tokenizer"] = tokenizer
+        self._write(_RECORD, self._record)
+        return prompts
 
     def note_model(self, model: EvaluatedModel, fingerprint: Callable[[], str]) -> str:
         """Enter a model; return its fingerprint, which is only taken if the model may be another.
@@ -133,26 +148,46 @@ class EvaluationDirectory:
             If there are samples of another model under the same label.
         """
         known = self.model_record(model.label)
-        identity = json.loads(json.dumps(dict(model.identity)))
-        if known is not None and known["identity"] == identity:
+        identity = None if model.identity is None else json.loads(json.dumps(dict(model.identity)))
+        if known is not None and identity is not None and known["identity"] == identity:
             return str(known["fingerprint"])
         taken = fingerprint()
         if known is not None and known["fingerprint"] != taken:
             raise InputError(
-                f"{self.path} has samples of another model called {model.label}, from {known['source']}; "
-                "evaluate into another --out, or give --overwrite"
+                f"{self.path} has samples of another model called {model.label} ({known['source']}); evaluate "
+                "into another --out, or give --overwrite"
             )
         self._write(f"models/{model.label}.json", (known or {}) | model.to_dict() | {"fingerprint": taken})
         return taken
+
+    def may_have_changed(self, model: EvaluatedModel) -> bool:
+        """Tell whether there is a model of this label that cannot be seen to be the same at a glance."""
+        known = self.model_record(model.label)
+        if known is None:
+            return False
+        return model.identity is None or known["identity"] != json.loads(json.dumps(dict(model.identity)))
 
     def model_record(self, label: str) -> dict[str, Any] | None:
         """Return what was entered of a model; None if nothing was."""
         return _read(self.path / "models" / f"{label}.json")
 
-    def note_engine(self, label: str, described: Mapping[str, Any]) -> None:
-        """Enter what answers for a model."""
+    def note_engine(self, label: str, described: Mapping[str, Any], *, stop_ids: Sequence[int]) -> None:
+        """Enter what answers for a model, and which tokens end an answer; what was there is now given up.
+
+        Raises
+        ------
+        InputError
+            If answers that are there were ended by other tokens.
+        """
         record = self.model_record(label) or {}
-        self._write(f"models/{label}.json", record | {"engine": dict(described)})
+        ends = record.get("stop_ids", list(stop_ids))
+        if ends != list(stop_ids):
+            raise InputError(
+                f"the samples of {label} in {self.path} were ended by the tokens {ends}, and its generation "
+                f"configuration now names {list(stop_ids)}; evaluate into another --out, or give --overwrite"
+            )
+        self._write(f"models/{label}.json", record | {"engine": dict(described), "stop_ids": ends})
+        self._replaced.give_up()
 
     def note_generation(self, label: str, *, num_tokens: int, elapsed_s: float) -> None:
         """Add what a start of the command has generated for a model."""
@@ -201,37 +236,81 @@ def open_evaluation(
     InputError
         If what is there depends on other settings, is no evaluation, or another process works in it.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; give a directory for the evaluation")
-    given = json.loads(json.dumps(dict(settings)))
-    known = _read(path / _RECORD)
-    if (
-        known is None
-        and path.is_dir()
-        and any(child.name not in (".lock", *_PARTS) for child in path.iterdir())
-    ):
-        raise InputError(f"{path} holds something else than an evaluation; give another --out")
+    given = check_evaluation(path, settings, overwrite=overwrite)
     path.mkdir(parents=True, exist_ok=True)
     with directory_lock(path, "evaluating into"):
-        known = _read(path / _RECORD)
-        if overwrite and known is not None:
-            # What makes it an evaluation goes last, so that a kill leaves what can be overwritten again.
-            for name in _PARTS:
-                shutil.rmtree(path / name, ignore_errors=True)
-            for name in (_RESULTS, _PROBLEMS, _RECORD):
-                (path / name).unlink(missing_ok=True)
-            known = None
-        if known is not None:
-            _compare(path, known, given)
-        for name in _PARTS[:-1]:
-            (path / name).mkdir(exist_ok=True)
-        record = given | ({"text": known["text"]} if known is not None and "text" in known else {})
-        if record != known:
-            write_file(path / _RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+        given = check_evaluation(path, settings, overwrite=overwrite)
+        replaced = _Replaced(path)
+        replaced.restore()  # of a process that was killed
+        if overwrite:
+            replaced.put_aside()
         try:
-            yield EvaluationDirectory(path, record)
+            known = _read(path / _RECORD)
+            for name in _PARTS:
+                (path / name).mkdir(exist_ok=True)
+            record = given | ({"tokenizer": known["tokenizer"]} if known and "tokenizer" in known else {})
+            if record != known:
+                write_file(path / _RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+            yield EvaluationDirectory(path, record, replaced)
         finally:
+            replaced.restore()
             shutil.rmtree(path / "scratch", ignore_errors=True)
+
+
+def check_evaluation(path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
+    """Raise what `open_evaluation` would refuse, and change nothing; return the settings as JSON has them.
+
+    Raises
+    ------
+    InputError
+        If what is there depends on other settings, or is no evaluation.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; give a directory for the evaluation")
+    given: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    known = _read(path / _RECORD)
+    if known is not None and not overwrite:
+        _compare(path, known, given)
+    ours = {".lock", _ASIDE, "scratch", *_PARTS}
+    if known is None and path.is_dir() and any(child.name not in ours for child in path.iterdir()):
+        raise InputError(f"{path} holds something else than an evaluation; give another --out")
+    return given
+
+
+class _Replaced:
+    """What an evaluation that is begun anew has put aside, until the new one has a model that answers."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._aside = path / _ASIDE
+
+    def put_aside(self) -> None:
+        """Move all that belongs to the evaluation into a directory."""
+        self._aside.mkdir()
+        # What makes it an evaluation goes first and comes back last: a kill in between is seen.
+        for name in (_RECORD, _RESULTS, _PROBLEMS, *_PARTS):
+            if (self._path / name).exists():
+                (self._path / name).rename(self._aside / name)
+
+    def give_up(self) -> None:
+        """Remove what was put aside."""
+        if self._aside.is_dir():
+            gone = partial_name(self._aside)
+            self._aside.rename(gone)  # at one stroke, so that a kill does not bring half of it back
+            shutil.rmtree(gone)
+
+    def restore(self) -> None:
+        """Bring back what was put aside, in the place of what was begun since."""
+        for gone in self._path.glob(f".{_ASIDE}.partial-*"):
+            shutil.rmtree(gone)
+        if not self._aside.is_dir():
+            return
+        for name in (*_PARTS, _PROBLEMS, _RESULTS, _RECORD):
+            if (self._aside / name).exists():
+                if (self._path / name).is_dir():
+                    shutil.rmtree(self._path / name)
+                (self._aside / name).rename(self._path / name)
+        self._aside.rmdir()
 
 
 def hash_problems(problems: Sequence[Problem]) -> str:
@@ -246,13 +325,18 @@ def _compare(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> 
         _flat({name: value for name, value in data.items() if name not in _FREE}) for data in (given, known)
     )
     differing = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
-    if differing:
-        name = differing[0]
+    if not differing:
+        return
+    name = differing[0]
+    if name == "problems.hash":
+        difference = "with other problems"
+    else:
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise InputError(
-            f"{path} was begun with {name} {theirs.get(name)!r}, not {ours.get(name)!r}{more}; samples of both "
-            "would not be comparable: give another --out, or --overwrite"
-        )
+        difference = f"with {name} {theirs.get(name)!r}, not {ours.get(name)!r}{more}"
+    raise InputError(
+        f"{path} was begun {difference}; samples of both would not be comparable: give another --out, or "
+        "--overwrite"
+    )
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -103,9 +103,9 @@ class GradeResult:
             "files": [file.to_dict() for file in self.files],
             "comparisons": [
                 {
-                    "first": self.files[0].label,
-                    "second": other.label,
                     **comparison.to_dict(),
+                    "first_label": self.files[0].label,
+                    "second_label": other.label,
                     "verdict": verdict,
                 }
                 for other, comparison, verdict in zip(
@@ -171,8 +171,11 @@ def grade(
     if task is not None:
         opened = task if isinstance(task, Task) else open_task(task, data=data)
     problems = opened.load() if opened else load_problems(data) if data is not None else None
-    name = grader or (opened.grader if opened else _recorded(files)) or _DEFAULT_GRADER
-    own = opened.grader_parameters if opened and name == opened.grader else {}
+    recorded, with_parameters = (
+        (opened.grader, opened.grader_parameters) if opened else _recorded(files) or (_DEFAULT_GRADER, {})
+    )
+    name = grader or recorded
+    own = with_parameters if name == recorded else {}
     parameters = {**own, **(grader_parameters or {})}
     saved = [read_saved(file, data=problems) for file in files]
     # Before hours of grading, not after them.
@@ -181,6 +184,12 @@ def grade(
     graded = []
     for label, answers in zip(labels, saved, strict=True):
         with open_grader(name, **parameters) as opened_grader:
+            try:
+                opened_grader.check(answers.problems)
+            except InputError as error:
+                raise InputError(
+                    f"{error}; an evaluation keeps no more of a problem than its answer: give --task or --data"
+                ) from error
             graded.append(grade_saved(answers, opened_grader, label=label, ks=ks, level=level, seed=seed))
     comparisons: list[Comparison] = []
     notes: list[str] = []
@@ -247,18 +256,33 @@ def _shared(first: Saved, other: Saved, common: bool) -> list[tuple[int, int]]:
     return pairs
 
 
-def _recorded(files: Sequence[Path]) -> str | None:
-    """Return the grader that an evaluation's own record names."""
-    settings = files[0].parent.parent / "evaluation.json"
-    if files[0].parent.name != "samples" or not settings.is_file():
+def _recorded(files: Sequence[Path]) -> tuple[str, Mapping[str, Any]] | None:
+    """Return the grader, with its parameters, that evaluations' own records name.
+
+    Raises
+    ------
+    InputError
+        If they name different ones.
+    """
+    found: dict[Path, Any] = {}
+    for directory in dict.fromkeys(file.parent.parent for file in files if file.parent.name == "samples"):
+        path = directory / "evaluation.json"
+        try:
+            grader = json.loads(path.read_bytes())["grader"]
+            found[directory] = (str(grader["name"]), dict(grader.get("parameters", {})))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    if not found:
         return None
-    try:
-        record = json.loads(settings.read_bytes())
-    except ValueError:
-        return None
-    grader = record.get("grader") if isinstance(record, dict) else None
-    name = grader.get("name") if isinstance(grader, dict) else None
-    return name if isinstance(name, str) else None
+    first, *others = found
+    for other in others:
+        if found[other] != found[first]:
+            raise InputError(
+                f"{first} was graded by {found[first][0]} and {other} by {found[other][0]}, or with other "
+                "parameters; say by --grader how both are graded"
+            )
+    recorded: tuple[str, Mapping[str, Any]] = found[first]
+    return recorded
 
 
 def _labels(files: Sequence[Path]) -> list[str]:

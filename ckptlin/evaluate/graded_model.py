@@ -1,6 +1,10 @@
 """The samples of a model, graded and summed up."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +15,10 @@ from ckptlin.evaluate.metrics import summarise
 from ckptlin.evaluate.models import EvaluatedModel
 from ckptlin.evaluate.plan import EvaluationPlan
 from ckptlin.evaluate.results import ModelResult
-from ckptlin.evaluate.samples import Sample, read_samples
+from ckptlin.evaluate.samples import read_samples
 from ckptlin.evaluate.scoring import grade_answers
 from ckptlin.grading import Completion
+from ckptlin.versions import installed_versions
 
 __all__ = ["grade_model"]
 
@@ -23,7 +28,6 @@ def grade_model(
     directory: EvaluationDirectory,
     model: EvaluatedModel,
     *,
-    ks: Sequence[int] | None,
     listener: EvaluationListener,
 ) -> ModelResult:
     """Grade a model's samples, or take what was found before, and sum it up.
@@ -34,8 +38,6 @@ def grade_model(
     directory : EvaluationDirectory
         With all samples of the model.
     model : EvaluatedModel
-    ks : sequence of int, optional
-        Of pass@k and maj@k.
     listener : EvaluationListener
 
     Raises
@@ -48,15 +50,15 @@ def grade_model(
     kept = _scores(plan, directory, label, answers, listener)
     record = directory.model_record(label) or {}
     generated = record.get("generated", {"tokens": 0, "seconds": 0.0})
-    num_tokens = [np.array([len(sample.token_ids) for sample in row]) for row in answers]
+    num_tokens = [np.array([answer.num_tokens for answer in row]) for row in answers]
     votes = kept["votes"]
     summary = summarise(
         [np.array(kept["scores"][problem.id], np.float64) for problem in plan.problems],
         votes=None if votes is None else [np.array(votes[problem.id], np.int64) for problem in plan.problems],
         num_tokens=num_tokens,
-        finished=[np.array([sample.finished for sample in row]) for row in answers],
-        empty=[np.array([not sample.text.strip() for sample in row]) for row in answers],
-        ks=ks,
+        finished=[np.array([answer.completion.finished for answer in row]) for row in answers],
+        empty=[np.array([not answer.completion.text.strip() for answer in row]) for row in answers],
+        ks=plan.ks,
     )
     return ModelResult(
         label=label,
@@ -74,36 +76,43 @@ def grade_model(
     )
 
 
-def _answers(plan: EvaluationPlan, directory: EvaluationDirectory, label: str) -> list[list[Sample]]:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A sample without its tokens, which are only counted."""
+
+    sample: int
+    completion: Completion
+    num_tokens: int
+
+
+def _answers(plan: EvaluationPlan, directory: EvaluationDirectory, label: str) -> list[list[_Answer]]:
     """Read the answers to each problem, by their number; those beyond the plan's are left out."""
     places = {problem.id: index for index, problem in enumerate(plan.problems)}
-    answers: list[list[Sample]] = [[] for _ in plan.problems]
+    answers: list[list[_Answer]] = [[] for _ in plan.problems]
     for sample in read_samples(directory.samples_path(label)):
         if sample.sample < plan.sampling.num_samples:
-            answers[places[sample.problem_id]].append(sample)
-    return [sorted(row, key=lambda sample: sample.sample) for row in answers]
+            completion = Completion(sample.text, sample.finished)
+            answers[places[sample.problem_id]].append(_Answer(sample.sample, completion, len(sample.token_ids)))
+    return [sorted(row, key=lambda answer: answer.sample) for row in answers]
 
 
 def _scores(
     plan: EvaluationPlan,
     directory: EvaluationDirectory,
     label: str,
-    answers: Sequence[Sequence[Sample]],
+    answers: Sequence[Sequence[_Answer]],
     listener: EvaluationListener,
 ) -> dict[str, Any]:
-    """Grade answers, unless the same grader has graded them before."""
-    spec = {
-        "grader": plan.task.grader,
-        "parameters": dict(plan.task.grader_parameters),
-        "num_samples": plan.sampling.num_samples,
-    }
+    """Grade answers, unless the same grader has graded the very same before."""
+    spec = _spec(plan, directory.samples_path(label))
     kept = directory.scores(label)
-    if kept is not None and kept["spec"] == spec:
+    if kept is not None and kept.get("spec") == spec and ":" not in plan.task.grader:
         return kept
     listener.on_grading(label, sum(map(len, answers)))
-    completions = [[Completion(sample.text, sample.finished) for sample in row] for row in answers]
     with plan.task.open_grader() as grader:
-        graded = grade_answers(grader, plan.problems, completions)
+        graded = grade_answers(
+            grader, plan.problems, [[answer.completion for answer in row] for row in answers]
+        )
     ids = [problem.id for problem in plan.problems]
     found = {
         "spec": spec,
@@ -115,3 +124,17 @@ def _scores(
     }
     directory.keep_scores(label, found)
     return found
+
+
+def _spec(plan: EvaluationPlan, samples: Path) -> dict[str, Any]:
+    """Return what scores depend on, but for a function of the user's, which may change unseen."""
+    problems = [problem.to_dict() for problem in plan.problems]
+    stat = samples.stat()
+    return {
+        "grader": plan.task.grader,
+        "parameters": dict(plan.task.grader_parameters),
+        "problems": hashlib.blake2b(json.dumps(problems, default=str).encode(), digest_size=16).hexdigest(),
+        "samples": [stat.st_size, stat.st_mtime_ns],
+        "num_samples": plan.sampling.num_samples,
+        "versions": installed_versions(["math-verify"]),
+    }

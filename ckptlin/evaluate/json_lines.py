@@ -1,5 +1,6 @@
 """Files of JSON lines that grow: what was appended is on the disk, and what a kill cut off is taken away."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 
 class LineFile:
-    """A file of JSON lines, opened to append to it; a context manager.
+    """A file of JSON lines, opened to append to it, by one process at a time; a context manager.
 
     Parameters
     ----------
@@ -24,6 +25,11 @@ class LineFile:
         Made if it is not there; its directory must be.
     what : str
         What its lines are, for messages: ``"samples"``.
+
+    Raises
+    ------
+    InputError
+        If another process has it open to append to it.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -32,10 +38,15 @@ class LineFile:
         is_new = not path.exists()
         self._file = path.open("ab")
         try:
+            # Before a line is cut off that another process has only begun.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_new:
                 sync_directory(path.parent)
             else:
                 _cut_partial_line(path)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(f"another process is writing {what} to {path}; wait for it, or stop it") from None
         except BaseException:
             self._file.close()
             raise
@@ -58,8 +69,7 @@ class LineFile:
             if is_disk_full(error):
                 raise DiskFullError(
                     f"the disk is full: {self._what} could not be written to {self.path}; free some space "
-                    "and give "
-                    "the same command again"
+                    "and give the same command again"
                 ) from error
             raise
 

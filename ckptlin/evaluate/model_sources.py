@@ -57,8 +57,8 @@ class EvaluatedModel:
         ``checkpoint``, ``extrapolated`` or ``hub``.
     method : str or None
         Of an extrapolated one.
-    identity : mapping
-        What tells, without reading any weight, that it is the same as before.
+    identity : mapping or None
+        What tells, without reading any weight, that it is the same as before; None if nothing does.
     """
 
     label: str
@@ -66,7 +66,7 @@ class EvaluatedModel:
     step: int | None
     origin: Origin
     method: str | None
-    identity: Mapping[str, Any] = field(hash=False)
+    identity: Mapping[str, Any] | None = field(hash=False)
     _open: Callable[[Path], AbstractContextManager[Path]] = field(repr=False, compare=False)
 
     def open(self, scratch: Path) -> AbstractContextManager[Path]:
@@ -87,7 +87,7 @@ class EvaluatedModel:
             "origin": self.origin,
             "method": self.method,
             "source": self.source,
-            "identity": dict(self.identity),
+            "identity": None if self.identity is None else dict(self.identity),
         }
 
 
@@ -126,7 +126,7 @@ def model_of_hub(name: str) -> EvaluatedModel:
             raise InputError(f"model {name} cannot be loaded from the hub: {first}") from error
         yield Path(found)
 
-    return EvaluatedModel(name.replace("/", "--"), name, None, "hub", None, {"hub": name}, opened)
+    return EvaluatedModel(name.replace("/", "--"), name, None, "hub", None, None, opened)
 
 
 def model_of_directory(place: Path, source: str, step: int | None) -> EvaluatedModel:
@@ -140,7 +140,8 @@ def model_of_directory(place: Path, source: str, step: int | None) -> EvaluatedM
     name = Path(source).absolute().name
     label = f"step-{step}" if step is not None else name
     if method is not None:
-        label = f"{label}-{method}"
+        window = record.get("window") or [None]
+        label = _label_of_target(step, method, window[0], window[-1])
 
     @contextmanager
     def opened(scratch: Path) -> Iterator[Path]:
@@ -209,7 +210,8 @@ def model_of_target(
     from ckptlin.extrapolate import extrapolate, plan_extrapolation
     from ckptlin.selection import select_rows
 
-    label = file_name_of(f"step-{target}-{method}")
+    rows = select_rows(source.steps, window)
+    label = file_name_of(_label_of_target(target, method, source.steps[rows[0]], source.steps[rows[-1]]))
     # And not after the models before it have been evaluated.
     plan_extrapolation(source, target, partial_name(Path(label)), method=method, steps=window)
 
@@ -219,7 +221,6 @@ def model_of_target(
             extrapolate(source, target, directory, method=method, steps=window, progress=progress)
             yield directory
 
-    rows = select_rows(source.steps, window)
     identity: dict[str, Any] = {"method": method, "steps": [source.steps[row] for row in rows]}
     if isinstance(source, TrajectoryStore):
         identity["store_fingerprints"] = [source.checkpoints[row].fingerprint for row in rows]
@@ -252,6 +253,11 @@ def model_of_pair(text: str, runs: Sequence[str]) -> EvaluatedModel:
     identity = {"pair": pair.to_dict(), "files": [_files_of(pair.base), _files_of(pair.second)]}
     source = f"logits of {pair.base} and {pair.second}, alpha {pair.alpha:g}"
     return EvaluatedModel(label, source, pair.target, "extrapolated", "logits", identity, opened)
+
+
+def _label_of_target(step: Any, method: str, first: Any, last: Any) -> str:
+    """Call a step by what it was extrapolated from too: when the run grows, it becomes another model."""
+    return f"step-{step}-{method}-{first}-{last}"
 
 
 def _checkpoint_of(text: str, runs: Sequence[str]) -> str:

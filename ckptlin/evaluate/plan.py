@@ -1,12 +1,13 @@
 """What an evaluation will do, and what its samples depend on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptlin.evaluate.directory import EvaluationDirectory, hash_problems
-from ckptlin.evaluate.engines import EngineOptions, default_engine
+from ckptlin.errors import InputError
+from ckptlin.evaluate.directory import EvaluationDirectory, check_evaluation, hash_problems
+from ckptlin.evaluate.engines import EngineOptions, default_engine, open_engine
 from ckptlin.evaluate.models import EvaluatedModel
 from ckptlin.evaluate.sampling import Sampling
 from ckptlin.evaluate.tasks import Task
@@ -30,8 +31,12 @@ class EvaluationPlan:
     options : EngineOptions
         All but the length of the longest prompt with its answer, which is known when prompts are encoded.
     out_dir : Path
-    done : mapping of str to int
-        Samples that are there already, by model.
+    ks : tuple of int, or None
+        Of pass@k and maj@k; None for 1 and the powers of two up to the number of samples.
+    baseline : str
+        Label of the model that the others are compared with.
+    overwrite : bool
+        Whether what is there of an evaluation is removed, once a model answers.
     """
 
     task: Task
@@ -42,7 +47,9 @@ class EvaluationPlan:
     engine: str
     options: EngineOptions
     out_dir: Path
-    done: Mapping[str, int]
+    ks: tuple[int, ...] | None
+    baseline: str
+    overwrite: bool
 
     @property
     def num_samples(self) -> int:
@@ -58,21 +65,29 @@ class EvaluationPlan:
             "format": 1,
             "task": self.task.name,
             "template": {"text": self.template.text, "chat": self.template.chat},
-            "problems": hash_problems(self.problems),
+            "problems": {"number": len(self.problems), "hash": hash_problems(self.problems)},
             "sampling": sampling,
             "engine": {"name": self.engine, "dtype": self.options.dtype},
             "grader": {"name": self.task.grader, "parameters": dict(self.task.grader_parameters)},
         }
 
+    def done(self) -> dict[str, int]:
+        """Return how many of the samples are there already, by model."""
+        directory = EvaluationDirectory(self.out_dir, {})
+        wanted = {(p.id, sample) for p in self.problems for sample in range(self.sampling.num_samples)}
+        labels = [model.label for model in self.models]
+        return {label: 0 if self.overwrite else len(directory.done(label) & wanted) for label in labels}
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
+        done = self.done()
         return {
             "out": str(self.out_dir),
             "task": self.task.to_dict(),
             "num_problems": len(self.problems),
             "sampling": self.sampling.to_dict(),
             "engine": self.engine,
-            "models": [model.to_dict() | {"samples_done": self.done[model.label]} for model in self.models],
+            "models": [model.to_dict() | {"samples_done": done[model.label]} for model in self.models],
             "num_samples": self.num_samples * len(self.models),
         }
 
@@ -86,6 +101,8 @@ def plan_evaluation(
     sampling: Sampling | None = None,
     engine: str | None = None,
     options: EngineOptions | None = None,
+    ks: Sequence[int] | None = None,
+    baseline: str | None = None,
     overwrite: bool = False,
 ) -> EvaluationPlan:
     """Load the problems, and find out what is to be done, without touching a model.
@@ -103,29 +120,52 @@ def plan_evaluation(
     engine : str, optional
         Default ``vllm`` where it is installed, else ``hf``.
     options : EngineOptions, optional
+    ks : sequence of int, optional
+        Of pass@k and maj@k; default 1 and the powers of two up to the number of samples.
+    baseline : str, optional
+        Label of the model that the others are compared with; default the first.
     overwrite : bool
-        Whether what is there is to be removed.
+        Remove what is there of an evaluation, once a model answers.
 
     Raises
     ------
     InputError
-        If the data cannot be loaded or lack what the grader needs.
+        If the data cannot be loaded or lack what the grader needs, an option makes no sense, or what is there
+        depends on other settings.
+    MissingExtraError
+        If the engine is not installed.
     """
-    problems = task.load()
-    template = task.prompt_template
     sampling = sampling or task.sampling
-    path = Path(out_dir)
-    directory = EvaluationDirectory(path, {})
-    wanted = {(problem.id, sample) for problem in problems for sample in range(sampling.num_samples)}
-    done = {model.label: 0 if overwrite else len(directory.done(model.label) & wanted) for model in models}
-    return EvaluationPlan(
+    if sampling.is_greedy and sampling.num_samples > 1:
+        raise InputError(
+            f"at temperature 0 all {sampling.num_samples} answers to a problem would be the same; ask for one"
+        )
+    for k in ks or ():
+        if not 1 <= k <= sampling.num_samples:
+            raise InputError(
+                f"k = {k} is not between 1 and the number of answers to a problem, {sampling.num_samples}; "
+                "give another --k, or more --samples"
+            )
+    labels = [model.label for model in models]
+    if baseline is not None and baseline not in labels:
+        raise InputError(f"{baseline} is none of the models to compare with; choose {', '.join(labels)}")
+    name, options = engine or default_engine(), options or EngineOptions()
+    # It starts nothing yet, and says what is not installed or not its option.
+    with open_engine(name, options):
+        pass
+    template = task.prompt_template
+    plan = EvaluationPlan(
         task=task,
-        problems=problems,
+        problems=task.load(),
         template=template if chat is None else replace(template, chat=chat),
         models=tuple(models),
         sampling=sampling,
-        engine=engine or default_engine(),
-        options=options or EngineOptions(),
-        out_dir=path,
-        done=done,
+        engine=name,
+        options=options,
+        out_dir=Path(out_dir),
+        ks=None if ks is None else tuple(ks),
+        baseline=baseline or labels[0],
+        overwrite=overwrite,
     )
+    check_evaluation(plan.out_dir, plan.settings, overwrite=overwrite)
+    return plan

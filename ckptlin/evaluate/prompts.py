@@ -5,13 +5,14 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ckptlin.errors import InputError
 from ckptlin.logits import is_pair, register_pairs
 from ckptlin.problems import Problem, PromptTemplate
 
 __all__ = ["ModelText"]
+
+_PROBE = "So 3 + 12 = 15, or x² − 1.\n"
 
 
 class ModelText:
@@ -52,10 +53,10 @@ class ModelText:
             raise InputError(
                 f"the tokenizer or configuration of {directory} cannot be loaded: {first}"
             ) from error
-        ends = {self._tokenizer.eos_token_id}
-        if (directory / "generation_config.json").is_file():
-            named = GenerationConfig.from_pretrained(directory).eos_token_id
-            ends |= set(named) if isinstance(named, list) else {named}
+        # As transformers does: where there is no generation configuration, the model's own stands in for it.
+        has_own = (directory / "generation_config.json").is_file()
+        named = (GenerationConfig.from_pretrained(directory) if has_own else config).eos_token_id
+        ends = {self._tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
         self.stop_ids = tuple(sorted(ends - {None}))
         if not self.stop_ids:
             raise InputError(
@@ -67,9 +68,13 @@ class ModelText:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the vocabulary."""
-        vocabulary = sorted(self._tokenizer.get_vocab().items())
-        return hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=16).hexdigest()
+        """Hash of what prompts depend on: vocabulary, chat template, and how a text is divided."""
+        content = [
+            sorted(self._tokenizer.get_vocab().items()),
+            getattr(self._tokenizer, "chat_template", None),
+            self._tokenizer(_PROBE)["input_ids"],
+        ]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def encode(self, problems: Sequence[Problem], template: PromptTemplate) -> list[tuple[int, ...]]:
         """Return the token ids of each problem's prompt.
@@ -87,14 +92,13 @@ class ModelText:
             )
         encoded = []
         for problem in problems:
-            prompt = template.prompt(problem)
-            ids: Any = (
-                self._tokenizer(prompt)["input_ids"]
-                if isinstance(prompt, str)
-                else self._tokenizer.apply_chat_template(
-                    prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-                )
-            )
+            try:
+                ids = self._encode(template.prompt(problem))
+            # A chat template raises what it likes, and tokenizers a TypeError for what is no Unicode.
+            except Exception as error:
+                raise InputError(
+                    f"the prompt of problem {problem.id} cannot be encoded for {self._directory}: {error}"
+                ) from error
             if not ids:
                 raise InputError(f"the prompt of problem {problem.id} has no tokens in {self._directory}")
             if max(ids) >= self.vocab_size:
@@ -105,9 +109,28 @@ class ModelText:
             encoded.append(tuple(ids))
         return encoded
 
+    def _encode(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        """Return a prompt's ids: with what begins a text once, and nothing that ends one."""
+        if not isinstance(prompt, str):
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            return ids
+        begins = self._tokenizer.bos_token
+        has_begin = begins is not None and prompt.startswith(begins)
+        ids = list(self._tokenizer(prompt, add_special_tokens=not has_begin)["input_ids"])
+        without = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        # Tokenizers that end every text would end the prompt before it is answered.
+        while ids and ids[-1] in self.stop_ids and (not without or without[-1] != ids[-1]):
+            ids.pop()
+        return ids
+
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts of answers, without special tokens."""
         texts: list[str] = self._tokenizer.batch_decode(
-            [list(answer) for answer in ids], skip_special_tokens=True
+            # As it was written: some tokenizers would take spaces from before a comma.
+            [list(answer) for answer in ids],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
         return texts

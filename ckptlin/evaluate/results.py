@@ -105,7 +105,10 @@ class EvaluationResult:
             "sampling": dict(self.sampling),
             "models": [model.to_dict() for model in self.models],
             "baseline": self.baseline,
-            "comparisons": {label: found.to_dict() for label, found in self.comparisons.items()},
+            "comparisons": {
+                label: found.to_dict() | {"verdict": found.verdict(first=self.baseline, second=label)}
+                for label, found in self.comparisons.items()
+            },
             "versions": dict(self.versions),
             "elapsed_s": self.elapsed_s,
         }

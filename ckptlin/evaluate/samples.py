@@ -9,7 +9,7 @@ from typing import Any, Self
 from ckptlin.errors import InputError
 from ckptlin.evaluate.json_lines import LineFile, read_lines, typed
 
-__all__ = ["Sample", "SampleFile", "read_samples"]
+__all__ = ["Sample", "SampleFile", "keys_of", "read_samples"]
 
 _FIELDS = ("id", "sample", "seed", "text", "finished", "num_tokens", "token_ids")
 
@@ -120,6 +120,11 @@ class SampleFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self.close()
+
+
+def keys_of(path: Path) -> set[tuple[str, int]]:
+    """Return problem and number of every sample in a file, which stays as it is; it need not be there."""
+    return {(sample.problem_id, sample.sample) for sample in read_samples(path)} if path.exists() else set()
 
 
 def read_samples(path: Path) -> Iterator[Sample]:

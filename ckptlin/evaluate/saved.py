@@ -5,6 +5,7 @@ code (``generated_texts``, ``gt``) and verl's validation dumps (``input``, ``out
 means is found out by its name; what a file does not say, such as whether an answer was finished, stays unknown.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,10 +101,16 @@ def sample_files(path: str | Path) -> tuple[Path, ...]:
                 f"there is no file {found}; give one with saved answers, or an evaluation's directory"
             )
         return (found,)
-    files = tuple(sorted((found / "samples").glob("*.jsonl")))
+    files = tuple(sorted((found / "samples").glob("*.jsonl"), key=_by_numbers))
     if not files:
         raise InputError(f"the directory {found} holds no samples/*.jsonl; give an evaluation's, or a file")
     return files
+
+
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
+    """Order step-30 before step-120."""
+    parts = re.split(r"([0-9]+)", path.stem)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def read_saved(path: str | Path, *, data: Sequence[Problem] | None = None) -> Saved:
@@ -202,7 +209,8 @@ def _row(path: Path, place: str, row: Any) -> _Row:
         answer=None if right is None else boxed_answer(str(right)) or str(right),
         number=number,
         answers=answers,
-        extra={name: value for name, value in fields.items() if name not in known},
+        # Token ids have been counted, and would fill the memory.
+        extra={name: value for name, value in fields.items() if name not in known and name != "token_ids"},
         is_list=is_list,
     )
 

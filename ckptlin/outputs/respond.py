@@ -242,8 +242,7 @@ def _note_settings(plan: ResponsePlan, fingerprint: str, tokenizer: str) -> None
             if known.get(name) != value:
                 raise InputError(
                     f"the responses in {plan.out} were begun with {name} {known.get(name)!r}, not "
-                    f"{value!r}; give "
-                    "another --out, or --overwrite"
+                    f"{value!r}; give another --out, or --overwrite"
                 )
         return
     if plan.out.exists():

@@ -1,6 +1,7 @@
 """``ckptlin evaluate``."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,13 +166,23 @@ def command(
         sampling=sampling.applied_to(task.sampling),
         engine=engine.name,
         options=engine.options(),
+        ks=parse_ks(ks),
+        baseline=baseline,
         overwrite=overwrite,
     )
     if dry_run:
         _echo_plan(plan, as_json=as_json)
         return
-    with SampleProgress(is_quiet=quiet) as listener:
-        result = evaluate(plan, ks=parse_ks(ks), baseline=baseline, overwrite=overwrite, listener=listener)
+    try:
+        with SampleProgress(is_quiet=quiet) as listener:
+            result = evaluate(plan, listener=listener)
+    except KeyboardInterrupt:
+        click.echo(
+            f"ckptlin evaluate: interrupted; the answers so far are in {plan.out_dir}, and the same command "
+            "goes on from there",
+            err=True,
+        )
+        sys.exit(130)
     if figure_path is not None:
         _draw(result, figure_path)
     rows = {model.label: model.summary for model in result.models}
@@ -188,7 +199,7 @@ def _echo_plan(plan: "EvaluationPlan", *, as_json: bool) -> None:
         print_json(plan.to_dict())
         return
     sampling = plan.sampling
-    done = sum(plan.done.values())
+    done = sum(plan.done().values())
     echo_pairs(
         [
             ("task", f"{plan.task.name}, {len(plan.problems):,} problems from {plan.task.source}"),

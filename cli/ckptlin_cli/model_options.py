@@ -26,8 +26,9 @@ class SamplingChanges:
     given: dict[str, Any]
 
     def applied_to(self, sampling: "Sampling") -> "Sampling":
-        """Return a sampling with these changes."""
-        return replace(sampling, **self.given)
+        """Return a sampling with these changes; of the likeliest tokens alone one answer is enough."""
+        greedy = {"num_samples": 1} if self.given.get("temperature") == 0 else {}
+        return replace(sampling, **(greedy | self.given))
 
 
 @dataclass(frozen=True)

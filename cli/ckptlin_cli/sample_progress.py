@@ -1,6 +1,7 @@
 """Progress of an evaluation on stderr: a live line on a terminal, a line a model elsewhere."""
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from ckptlin.evaluate.listener import SampleCount
 
 __all__ = ["SampleProgress"]
+
+_PATIENCE_S = 120.0  # a log of a job shows at least every so often that it goes on
 
 
 class SampleProgress:
@@ -29,6 +32,7 @@ class SampleProgress:
         self._bar: Any = None
         self._task: Any = None
         self._last: SampleCount | None = None
+        self._told = time.monotonic()
 
     def on_loading(self, model: str, what: str) -> None:
         """Show what is waited for."""
@@ -38,6 +42,8 @@ class SampleProgress:
     def on_samples(self, count: "SampleCount") -> None:
         """Show how far a model is."""
         self._last = count
+        if not self._is_live and not self._is_quiet and time.monotonic() - self._told > _PATIENCE_S:
+            self._print(describe(count))
         self._describe(describe(count), completed=count.samples, total=count.num_samples)
 
     def on_grading(self, model: str, num_samples: int) -> None:
@@ -89,6 +95,7 @@ class SampleProgress:
             self._bar.update(self._task, description=text, completed=completed, total=total)
 
     def _print(self, line: str) -> None:
+        self._told = time.monotonic()
         if self._bar is None:
             click.echo(line, err=True)
         else:

@@ -68,7 +68,7 @@ def test_a_target_step_is_one_word_more(run, tmp_path):
     told = call_json("evaluate", run, *WORDS, *options)
     assert [(m["label"], m["origin"]) for m in told["models"]] == [
         ("step-10", "checkpoint"),
-        ("step-20-two-point", "extrapolated"),
+        ("step-20-two-point-0-10", "extrapolated"),
     ]
 
 
@@ -84,9 +84,7 @@ def test_a_dry_run_writes_nothing_and_touches_no_model(run, tmp_path):
 def test_problems_of_ones_own_with_another_template_and_grader(run, tmp_path):
     rows = [{"problem": "2+3", "answer": "5"}, {"problem": "1+1", "answer": "2"}]
     (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    words = shlex.split(
-        "--template {problem}= --no-chat --grader exact --samples 2 --temperature 0 --max-tokens 4"
-    )
+    words = shlex.split("--template {problem}= --no-chat --grader exact --temperature 0 --max-tokens 4")
     told = call_json(
         "evaluate", run, "--task", tmp_path / "mine.jsonl", *WORDS[4:], *words, "--out", tmp_path / "out"
     )

@@ -1,6 +1,7 @@
 """An evaluation's directory: begun once, gone on with under the same settings alone."""
 
 import json
+import shutil
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -19,13 +20,18 @@ def model(identity, label="step-1"):
     return EvaluatedModel(label, "somewhere", 1, "checkpoint", None, identity, lambda _: nullcontext(Path(".")))
 
 
+def kept_prompts(directory, tokenizer="t", prompts=((1,), (2, 3)), label="step-1"):
+    return directory.prompts(tokenizer, PROBLEMS, lambda: list(prompts), label=label)
+
+
 def test_what_is_begun_is_gone_on_with(tmp_path):
     with open_evaluation(tmp_path / "out", SETTINGS) as directory:
-        directory.note_prompts("t", [(1,), (2, 3)], PROBLEMS, label="step-1")
+        assert kept_prompts(directory) == [(1,), (2, 3)]
         directory.keep_scores("step-1", {"scores": {"a": [1.0]}})
     with open_evaluation(tmp_path / "out", SETTINGS) as directory:
         assert directory.scores("step-1") == {"scores": {"a": [1.0]}}
-        directory.note_prompts("t", [(1,), (2, 3)], PROBLEMS, label="step-2")
+        # A chat template that writes the date would make others today.
+        assert kept_prompts(directory, prompts=((4,), (5,)), label="step-2") == [(1,), (2, 3)]
     rows = [json.loads(line) for line in (tmp_path / "out/problems.jsonl").read_text().splitlines()]
     assert rows == [
         {"id": "a", "problem": "1+1=", "answer": "2", "prompt_ids": [1]},
@@ -51,14 +57,65 @@ def test_other_settings_are_refused_and_nothing_is_changed(tmp_path, changes, ex
     assert (tmp_path / "evaluation.json").read_bytes() == before
 
 
-def test_overwrite_begins_anew(tmp_path):
-    with open_evaluation(tmp_path, SETTINGS) as directory:
+def contents(path):
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != ".lock"
+    }
+
+
+def begun(path):
+    with open_evaluation(path, SETTINGS) as directory:
+        kept_prompts(directory)
         directory.keep_results({"a": 1})
         directory.samples_path("step-1").write_text("")
+    return contents(path)
+
+
+def test_overwrite_begins_anew_once_a_model_answers(tmp_path):
+    begun(tmp_path)
     other = SETTINGS | {"engine": {"name": "vllm"}}
     with open_evaluation(tmp_path, other, overwrite=True) as directory:
         assert directory.results() is None
         assert not directory.samples_path("step-1").exists()
+        directory.note_engine("step-1", {}, stop_ids=[1])
+    assert {*contents(tmp_path)} == {"evaluation.json", "models/step-1.json"}
+    assert json.loads((tmp_path / "evaluation.json").read_text())["engine"] == {"name": "vllm"}
+
+
+def test_what_was_to_be_overwritten_comes_back_if_no_model_answers(tmp_path):
+    before = begun(tmp_path)
+    other = SETTINGS | {"engine": {"name": "vllm"}}
+    with open_evaluation(tmp_path, other, overwrite=True) as directory:
+        kept_prompts(directory, tokenizer="u")
+    assert contents(tmp_path) == before
+
+
+def test_a_kill_while_it_was_aside_brings_it_back(tmp_path):
+    before = begun(tmp_path)
+    killed = open_evaluation(tmp_path, SETTINGS, overwrite=True)
+    directory = killed.__enter__()
+    kept_prompts(directory, tokenizer="u")
+    copy = tmp_path.with_name("copy")
+    shutil.copytree(tmp_path, copy)
+    killed.__exit__(None, None, None)
+    with open_evaluation(copy, SETTINGS):
+        pass
+    assert contents(copy) == before
+
+
+def test_the_tokens_that_end_answers_stay_the_same(tmp_path):
+    with open_evaluation(tmp_path, SETTINGS) as directory:
+        directory.note_engine("step-1", {}, stop_ids=(1, 2))
+        directory.note_engine("step-1", {}, stop_ids=(1, 2))
+        with pytest.raises(InputError, match=r"ended by the tokens \[1, 2\], .* now names \[1\]"):
+            directory.note_engine("step-1", {}, stop_ids=(1,))
+
+
+def test_to_look_at_what_is_done_changes_nothing(tmp_path):
+    with open_evaluation(tmp_path, SETTINGS) as directory:
+        directory.samples_path("step-1").write_text('{"id": "half')
+        assert directory.done("step-1") == set()
+        assert directory.samples_path("step-1").read_text() == '{"id": "half'
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
@@ -83,15 +140,11 @@ def test_a_second_process_is_told_to_wait(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "prompts", "expected"),
-    [("other", [(1,), (2, 3)], "another tokenizer"), ("t", [(1,), (2,)], "another chat template")],
-)
-def test_a_model_that_reads_other_tokens_is_refused(tmp_path, tokenizer, prompts, expected):
+def test_a_model_that_reads_other_tokens_is_refused(tmp_path):
     with open_evaluation(tmp_path, SETTINGS) as directory:
-        directory.note_prompts("t", [(1,), (2, 3)], PROBLEMS, label="step-1")
-        with pytest.raises(InputError, match=f"model step-2 has {expected}"):
-            directory.note_prompts(tokenizer, prompts, PROBLEMS, label="step-2")
+        kept_prompts(directory)
+        with pytest.raises(InputError, match="model step-2 has another tokenizer or chat template"):
+            kept_prompts(directory, tokenizer="u", label="step-2")
 
 
 @contextmanager
@@ -110,6 +163,10 @@ def test_a_model_is_hashed_only_when_it_may_have_changed(tmp_path):
         assert len(calls) == 2
         with pytest.raises(InputError, match="samples of another model called step-1"):
             directory.note_model(model({"files": {"a": [3, 6]}}), lambda: "f2")
+        assert not directory.may_have_changed(model({"files": {"a": [3, 5]}}))
+        assert directory.may_have_changed(model({"files": {"a": [3, 6]}}))
+        assert directory.may_have_changed(model(None))
+        assert not directory.may_have_changed(model(None, label="step-2"))
         directory.note_generation("step-1", num_tokens=10, elapsed_s=2.0)
         directory.note_generation("step-1", num_tokens=5, elapsed_s=1.0)
         assert directory.model_record("step-1")["generated"] == {"tokens": 15, "seconds": 3.0}

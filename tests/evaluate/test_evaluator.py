@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = EngineOptions(dtype="float32", device="cpu", batch_size=256)
 
 
-def planned(items, out, *, task="sums", limit=20, samples=4, resolve=None, overwrite=False, **changes):
+def planned(
+    items, out, *, task="sums", limit=20, samples=4, resolve=None, overwrite=False, plan=None, **changes
+):
     task = open_task(task, limit=limit) if isinstance(task, str) else task
     return plan_evaluation(
         resolve_models([str(item) for item in items], **(resolve or {})),
@@ -36,6 +38,7 @@ def planned(items, out, *, task="sums", limit=20, samples=4, resolve=None, overw
         engine="hf",
         options=OPTIONS,
         overwrite=overwrite,
+        **(plan or {}),
     )
 
 
@@ -152,7 +155,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(noisy_run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [({"seed": 1}, "sampling.seed 0, not 1"), ({"temperature": 0.5}, "sampling.temperature 1.0, not 0.5"),
-     ({"limit": 5}, "begun with problems")],
+     ({"limit": 5}, "begun with problems.number 4, not 5")],
 )  # fmt: skip
 def test_another_schedule_is_refused_and_overwrite_begins_anew(noisy_run, tmp_path, change, expected):
     item = noisy_run / "checkpoint-0"
@@ -162,7 +165,7 @@ def test_another_schedule_is_refused_and_overwrite_begins_anew(noisy_run, tmp_pa
         evaluate(planned([item], tmp_path, **({"limit": 4, "samples": 1} | change)))
     assert (tmp_path / "samples/step-0.jsonl").read_bytes() == before
     plan = planned([item], tmp_path, overwrite=True, **({"limit": 4, "samples": 1} | change))
-    evaluate(plan, overwrite=True)
+    evaluate(plan)
     assert len(all_samples(tmp_path)["step-0"]) == len(plan.problems)
 
 
@@ -184,7 +187,7 @@ def test_a_model_of_another_tokenizer_is_refused_beside_others(noisy_run, tmp_pa
     swapped = text.replace('"7":', '"x":').replace('"8":', '"7":').replace('"x":', '"8":')
     assert swapped != text
     path.write_text(swapped)
-    with pytest.raises(InputError, match="model step-10 has another tokenizer"):
+    with pytest.raises(InputError, match="model step-10 has another tokenizer or chat template"):
         evaluate(planned([run], tmp_path / "out", limit=4))
     # What the first has answered is kept, and counts.
     assert len(all_samples(tmp_path / "out")["step-0"]) == 16
@@ -207,7 +210,7 @@ def test_a_store_and_a_target_step_are_evaluated_like_checkpoints(noisy_run, tmp
     result = evaluate(planned([tmp_path / "store"], tmp_path / "out", limit=60, samples=4, resolve=options))
     assert [(m.label, m.origin) for m in result.models] == [
         ("step-20", "checkpoint"),
-        ("step-30-two-point", "extrapolated"),
+        ("step-30-two-point-0-20", "extrapolated"),
     ]
     as_trained = {model.step: model for model in evaluated.models}
     assert result.models[0].scores == as_trained[20].scores
@@ -287,6 +290,80 @@ def test_a_grader_that_raises_leaves_the_samples_to_be_graded_again(noisy_run, t
     assert len(model.scores) == 4
 
 
+def test_a_function_of_ones_own_grades_anew_each_time(noisy_run, tmp_path, monkeypatch):
+    """It may have been corrected since."""
+    task = replace(open_task("sums", limit=4), grader="tests.evaluate.test_evaluator:score_as_told")
+    plan = planned([noisy_run / "checkpoint-30"], tmp_path, task=task)
+    for score in (0.0, 1.0):
+        monkeypatch.setenv("CKPTLIN_TEST_GRADER", str(score))
+        assert evaluate(plan).models[0].summary.estimates["avg@4"].value == score
+
+
+def score_as_told(completion, problem):
+    return float(os.environ["CKPTLIN_TEST_GRADER"])
+
+
+def test_scores_are_of_the_samples_that_are_there(noisy_run, tmp_path):
+    plan = planned([noisy_run / "checkpoint-30"], tmp_path, limit=4)
+    [first] = evaluate(plan).models
+    scores = tmp_path / "scores" / "step-30.json"
+    told = json.loads(scores.read_text())
+    told["scores"] = {name: [1.0] * 4 for name in told["scores"]}
+    scores.write_text(json.dumps(told))
+    (tmp_path / "samples" / "step-30.jsonl").unlink()
+    assert evaluate(plan).models[0].scores == first.scores
+    scores.write_text("{}")
+    assert evaluate(plan).models[0].scores == first.scores
+
+
+def test_models_of_different_contexts_each_have_what_fits(noisy_run, tmp_path):
+    for name, context in (("a", 14), ("b", 128)):
+        shutil.copytree(noisy_run / "checkpoint-30", tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": context}))
+    for order in ("ab", "ba"):
+        heard = Heard()
+        items = [tmp_path / name for name in order]
+        result = evaluate(planned(items, tmp_path / order, limit=3), listener=heard)
+        found = {model.label: model.summary.lengths for model in result.models}
+        assert found["a"].longest == 4
+        assert found["b"].longest > 8
+        assert "answers of a are cut off after 4 tokens" in heard.notes[0]
+
+
+def test_overwrite_with_what_cannot_be_leaves_what_is_there(noisy_run, tmp_path):
+    from ckptlin.errors import SelectionError
+
+    evaluate(planned([noisy_run / "checkpoint-30"], tmp_path, limit=3))
+    before = all_samples(tmp_path)
+    task = open_task("sums", limit=3)
+    models = resolve_models([str(noisy_run / "checkpoint-30")])
+    with pytest.raises(SelectionError, match="no engine 'foo'"):
+        plan_evaluation(models, task, tmp_path, engine="foo", overwrite=True)
+    shutil.copytree(noisy_run / "checkpoint-30", tmp_path.with_name("broken"))
+    (tmp_path.with_name("broken") / "tokenizer.json").unlink()
+    (tmp_path.with_name("broken") / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError):
+        evaluate(planned([tmp_path.with_name("broken")], tmp_path, limit=3, overwrite=True))
+    assert all_samples(tmp_path) == before
+
+
+def test_a_run_that_has_grown_extrapolates_another_model(noisy_run, tmp_path):
+    run = tmp_path / "run"
+    for step in (0, 10):
+        shutil.copytree(noisy_run / f"checkpoint-{step}", run / f"checkpoint-{step}")
+    options = {"limit": 2, "samples": 1, "resolve": {"steps": "0", "targets": [40], "method": "two-point"}}
+    evaluate(planned([run], tmp_path / "out", **options))
+    shutil.copytree(noisy_run / "checkpoint-20", run / "checkpoint-20")
+    result = evaluate(planned([run], tmp_path / "out", **options))
+    assert [model.label for model in result.models] == ["step-0", "step-40-two-point-0-20"]
+
+
+def test_more_than_one_greedy_answer_is_refused(noisy_run, tmp_path):
+    with pytest.raises(InputError, match="at temperature 0 all 4 answers to a problem would be the same"):
+        planned([noisy_run], tmp_path, temperature=0.0)
+
+
 def test_another_grader_grades_the_same_samples(noisy_run, tmp_path, monkeypatch):
     item = noisy_run / "checkpoint-30"
     [first] = evaluate(planned([item], tmp_path)).models
@@ -339,5 +416,5 @@ def test_progress_counts_what_is_written(noisy_run, tmp_path):
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(noisy_run, tmp_path, options, expected):
     with pytest.raises(InputError, match=expected):
-        evaluate(planned([noisy_run], tmp_path / "out"), **options)
+        planned([noisy_run], tmp_path / "out", plan=options)
     assert not (tmp_path / "out").exists()

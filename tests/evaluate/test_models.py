@@ -63,7 +63,7 @@ def test_a_step_of_a_store_is_written_bit_for_bit_and_taken_away_again(store, no
 def test_a_target_is_extrapolated_as_the_command_does(kind, store, noisy_run, tmp_path):
     source = {"store": store, "run": noisy_run}[kind]
     [model] = resolve_models([str(source)], targets=[40], method="two-point", window="0:20")
-    assert described([model]) == [("step-40-two-point", 40, "extrapolated", "two-point")]
+    assert described([model]) == [("step-40-two-point-0-20", 40, "extrapolated", "two-point")]
     extrapolate(open_source(str(source)), 40, tmp_path / "there", method="two-point", steps="0:20")
     with model.open(tmp_path) as place:
         assert fingerprint_of(place) == fingerprint_of(tmp_path / "there")
@@ -73,7 +73,7 @@ def test_a_target_is_extrapolated_as_the_command_does(kind, store, noisy_run, tm
 
 def test_steps_and_targets_together_are_one_curve(store):
     models = resolve_models([str(store)], steps="0,30", targets=[40, 20], method="ols")
-    assert [model.label for model in models] == ["step-0", "step-20-ols", "step-30", "step-40-ols"]
+    assert [model.label for model in models] == ["step-0", "step-20-ols-0-30", "step-30", "step-40-ols-0-30"]
 
 
 def test_two_steps_of_a_run_by_extrapolated_logits(noisy_run, tmp_path):

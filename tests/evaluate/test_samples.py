@@ -96,3 +96,15 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     monkeypatch.undo()
     with SampleFile(path) as file:
         assert ("p", 0) in file.done
+
+
+def test_a_second_writer_is_refused_and_changes_nothing(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with SampleFile(path) as file:
+        file.append([sample()])
+        with path.open("ab") as half:
+            half.write(b'{"id": "half')  # as a process does that writes just now
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="another process is writing samples"):
+            SampleFile(path)
+        assert path.read_bytes() == before

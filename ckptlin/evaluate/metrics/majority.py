@@ -105,7 +105,6 @@ def majority_curve(votes: Ballot) -> np.ndarray[Any, Any]:
     """
     right, wrong, num_abstaining = votes
     n = sum(right) + sum(wrong) + num_abstaining
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     curve = np.zeros(n + 1)
     for index, own in enumerate(right):
         others = (*right[:index], *right[index + 1 :], *wrong)
@@ -116,7 +115,7 @@ def majority_curve(votes: Ballot) -> np.ndarray[Any, Any]:
         held[:, : num_abstaining + 1] = 1.0
         drawn_from = num_abstaining
         for size in others:
-            chance = _hypergeometric(log_factorial, drawn_from, size)
+            chance = _hypergeometric(drawn_from, size)
             drawn_from += size
             added = np.zeros_like(held)
             for j in range(min(size, int(counts.max())) + 1):
@@ -124,7 +123,7 @@ def majority_curve(votes: Ballot) -> np.ndarray[Any, Any]:
                 width = drawn_from - size + 1
                 added[:, j : j + width] += factor[:, None] * chance[j, :width] * held[:, :width]
             held = added
-        chance = _hypergeometric(log_factorial, drawn_from, own)
+        chance = _hypergeometric(drawn_from, own)
         for row, t in enumerate(counts.tolist()):
             width = drawn_from + 1
             curve[t : t + width] += weights[row] * chance[t, :width] * held[row, :width]
@@ -152,8 +151,10 @@ def _legendre(num_nodes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any
     return nodes, weights
 
 
-def _hypergeometric(log_factorial: np.ndarray[Any, Any], rest: int, size: int) -> np.ndarray[Any, Any]:
+@lru_cache(maxsize=1 << 14)
+def _hypergeometric(rest: int, size: int) -> np.ndarray[Any, Any]:
     """Return, at (j, s), the probability that of j + s samples j are of a class of ``size``, s of ``rest``."""
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, rest + size + 1)))])
     j, s = np.arange(size + 1)[:, None], np.arange(rest + 1)[None, :]
     logs = (
         log_factorial[size] - log_factorial[j] - log_factorial[size - j]

@@ -115,7 +115,7 @@ def _found(name: str) -> Task:
     if name in all_tasks():
         return all_tasks()[name]
     if name.endswith(SUFFIXES):
-        return Task(name, name, description="a file of your own")
+        return Task(Path(name).stem, name, description="a file of your own")
     if ":" in name:
         return _as_task(load_object(name, what="task"), name)
     raise SelectionError(

@@ -76,7 +76,7 @@ def test_a_file_of_ones_own_is_put_in_a_box_and_graded_by_math_unless_something_
     path = tmp_path / "mine.jsonl"
     path.write_text('{"problem": "1+1?", "answer": 2}\n')
     task = open_task(path)
-    assert (task.name, task.template, task.grader) == (str(path), "boxed", "math")
+    assert (task.name, task.template, task.grader) == ("mine", "boxed", "math")
     assert task.load()[0].answer == "2"
     other = open_task(path, template="Q: {problem}", grader="exact", grader_parameters={"strip": True})
     assert (other.prompt_template.text, other.grader) == ("Q: {problem}", "exact")
