@@ -45,6 +45,8 @@ class NullPaths:
     paper : (num_paths,) bool
         Whether the path passes the paper's filters: range above `PAPER_MIN_RANGE` and at least
         `PAPER_MIN_DISTINCT` distinct values.
+    change : (num_paths,) float64
+        Last value minus first; 0 for a path that does not walk.
     rms_increment : float
         Root mean square increment of the hidden, unrounded walk over one unit step; 0 if nothing moved.
     frozen_share : float
@@ -55,6 +57,7 @@ class NullPaths:
     r2: NDArray[np.float64]
     moved: NDArray[np.bool_]
     paper: NDArray[np.bool_]
+    change: NDArray[np.float64]
     rms_increment: float
     frozen_share: float
 
@@ -150,10 +153,14 @@ def simulate_null(
     r2 = np.full(num_paths, np.nan)
     moved = np.zeros(num_paths, np.bool_)
     paper = np.zeros(num_paths, np.bool_)
+    change = np.zeros(num_paths)
+    change[walkers] = path[-1] - path[0]
     r2[walkers] = _r_squared(path, times)
     moved[walkers] = (path.view(np.uint64)[1:] != path.view(np.uint64)[0]).any(axis=0)
     paper[walkers] = _passes_paper_filters(path)
-    return NullPaths(r2, moved, paper, rms_increment=math.exp(log_sigma), frozen_share=frozen_share)
+    return NullPaths(
+        r2, moved, paper, change, rms_increment=math.exp(log_sigma), frozen_share=frozen_share
+    )
 
 
 def _unmoved(num_paths: int) -> NullPaths:
@@ -161,6 +168,7 @@ def _unmoved(num_paths: int) -> NullPaths:
         r2=np.full(num_paths, np.nan),
         moved=np.zeros(num_paths, np.bool_),
         paper=np.zeros(num_paths, np.bool_),
+        change=np.zeros(num_paths),
         rms_increment=0.0,
         frozen_share=1.0,
     )

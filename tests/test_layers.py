@@ -30,6 +30,7 @@ LAYERS = (
     {"ingest", "extrapolate", "export", "info", "verify"},
     {"report"},
     {"evaluate"},
+    {"outputs"},
     {"rl"},
     {"demo"},
     {"ckptlin_cli"},

@@ -17,7 +17,7 @@ from ckptlin.evaluate.samples import Sample
 from ckptlin.evaluate.sampling import Sampling
 from ckptlin.evaluate.tally import Tally
 
-__all__ = ["answer_all"]
+__all__ = ["answer_all", "fit_into_context"]
 
 
 def answer_all(plan: EvaluationPlan, directory: EvaluationDirectory, listener: EvaluationListener) -> None:
@@ -78,7 +78,9 @@ class _Answering:
             prompts = text.encode(self._plan.problems, self._plan.template)
             directory.note_prompts(text.fingerprint, prompts, self._plan.problems, label=label)
             directory.note_model(model, partial(fingerprint_of, place))
-            sampling = self._fitting(text, prompts, label)
+            sampling = fit_into_context(
+                self._plan.sampling, text, prompts, label=label, listener=self._listener
+            )
             engine = self._loaded(place, max(map(len, prompts)) + sampling.max_tokens, label)
             directory.note_engine(label, engine.describe() | {"name": self._plan.engine})
             self._generate(label, engine, text, prompts, sampling)
@@ -132,25 +134,38 @@ class _Answering:
             finally:
                 self._directory.note_generation(label, num_tokens=tally.tokens, elapsed_s=tally.elapsed_s)
 
-    def _fitting(self, text: ModelText, prompts: Sequence[Sequence[int]], label: str) -> Sampling:
-        """Shorten answers to what a model's context has room for behind the longest prompt, and say so."""
-        sampling = self._plan.sampling
-        if text.context is None:
-            return sampling
-        longest = max(map(len, prompts))
-        room = text.context - longest
-        if room < 1:
-            raise InputError(
-                f"the longest prompt has {longest:,} tokens, and model {label} a context of {text.context:,}; "
-                "leave long problems out of the data"
-            )
-        if sampling.max_tokens <= room:
-            return sampling
-        self._listener.note(
-            f"answers of {label} are cut off after {room:,} tokens instead of {sampling.max_tokens:,}: its "
-            f"context of {text.context:,} has no more room behind the longest prompt ({longest:,})"
+
+def fit_into_context(
+    sampling: Sampling,
+    text: ModelText,
+    prompts: Sequence[Sequence[int]],
+    *,
+    label: str,
+    listener: EvaluationListener,
+) -> Sampling:
+    """Shorten answers to what a model's context has room for behind the longest prompt, and say so.
+
+    Raises
+    ------
+    InputError
+        If a prompt fills the context.
+    """
+    if text.context is None:
+        return sampling
+    longest = max(map(len, prompts))
+    room = text.context - longest
+    if room < 1:
+        raise InputError(
+            f"the longest prompt has {longest:,} tokens, and model {label} a context of {text.context:,}; "
+            "leave long problems out of the data"
         )
-        return replace(sampling, max_tokens=room)
+    if sampling.max_tokens <= room:
+        return sampling
+    listener.note(
+        f"answers of {label} are cut off after {room:,} tokens instead of {sampling.max_tokens:,}: its "
+        f"context of {text.context:,} has no more room behind the longest prompt ({longest:,})"
+    )
+    return replace(sampling, max_tokens=room)
 
 
 def _fingerprint(model: EvaluatedModel, scratch: Path) -> str:

@@ -1,15 +1,13 @@
 """Samples on disk: a line of JSON each, written when it comes, so that a kill loses none."""
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ckptlin.atomic import is_disk_full, sync_directory
-from ckptlin.errors import DiskFullError, InputError
+from ckptlin.errors import InputError
+from ckptlin.evaluate.json_lines import LineFile, read_lines, typed
 
 __all__ = ["Sample", "SampleFile", "read_samples"]
 
@@ -80,17 +78,12 @@ class SampleFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        is_new = not path.exists()
         self.done: set[tuple[str, int]] = set()
         self.num_tokens = 0
-        self._file = path.open("ab")
+        self._file = LineFile(path, "samples")
         try:
-            if is_new:
-                sync_directory(path.parent)
-            else:
-                _cut_partial_line(path)
-                for sample in read_samples(path):
-                    self._note(sample)
+            for sample in read_samples(path):
+                self._note(sample)
         except BaseException:
             self._file.close()
             raise
@@ -103,19 +96,7 @@ class SampleFile:
         DiskFullError
             If there is no room for them; those before are kept.
         """
-        lines = "".join(f"{json.dumps(sample.to_dict(), ensure_ascii=False)}\n" for sample in samples)
-        try:
-            # Surrogates, which tokenizers of bytes can produce, are no UTF-8.
-            self._file.write(lines.encode(errors="replace"))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            if is_disk_full(error):
-                raise DiskFullError(
-                    f"the disk is full: samples could not be written to {self._path}; free some space and give "
-                    "the same command again"
-                ) from error
-            raise
+        self._file.append([sample.to_dict() for sample in samples])
         for sample in samples:
             self._note(sample)
 
@@ -149,45 +130,15 @@ def read_samples(path: Path) -> Iterator[Sample]:
     InputError
         If a line is no sample; it names the line.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-                yield Sample(
-                    problem_id=_typed(row["id"], str),
-                    sample=_typed(row["sample"], int),
-                    seed=_typed(row["seed"], int),
-                    text=_typed(row["text"], str),
-                    finished=_typed(row["finished"], bool),
-                    token_ids=tuple(_typed(row["token_ids"], list)),
-                )
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"line {number} of {path} is no sample ({type(error).__name__}: {error}); expected an "
-                    f"object with {', '.join(_FIELDS)}"
-                ) from error
+    return read_lines(path, _parse, what="sample", expected=f"an object with {', '.join(_FIELDS)}")
 
 
-def _typed(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
-    return value
-
-
-def _cut_partial_line(path: Path) -> None:
-    """Cut off what follows the last end of a line."""
-    with path.open("r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - (1 << 16))
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-            os.fsync(file.fileno())
+def _parse(row: Any) -> Sample:
+    return Sample(
+        problem_id=typed(row["id"], str),
+        sample=typed(row["sample"], int),
+        seed=typed(row["seed"], int),
+        text=typed(row["text"], str),
+        finished=typed(row["finished"], bool),
+        token_ids=tuple(typed(row["token_ids"], list)),
+    )

@@ -9,16 +9,26 @@ from ckptlin.report.figures import (
     draw_r2_histogram,
     save_figures,
 )
+from ckptlin.report.token_figures import (
+    MovingToken,
+    TokenPopulation,
+    draw_moving_tokens,
+    draw_token_histogram,
+)
 
 __all__ = [
     "FIGURE_FORMATS",
+    "MovingToken",
     "ScoredModel",
+    "TokenPopulation",
     "check_figure_path",
     "draw_backtest",
     "draw_evaluation",
     "draw_examples",
+    "draw_moving_tokens",
     "draw_r2_by_layer",
     "draw_r2_histogram",
+    "draw_token_histogram",
     "save_figure",
     "save_figures",
 ]

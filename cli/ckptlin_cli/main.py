@@ -24,6 +24,8 @@ COMMANDS: dict[str, str] = {
     "export": "Give an ingested checkpoint back, bit for bit.",
     "verify": "Check every chunk of a store.",
     "methods": "List the prediction methods.",
+    "responses": "Let a model answer, to see what later checkpoints make of it.",
+    "logprobs": "How linear is what each checkpoint gives the tokens of responses?",
     "data": "Prepare the data to train and evaluate on.",
     "grade": "Grade answers that exist already, and compare files of them.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",

@@ -1,0 +1,1 @@
+"""What a model says, checkpoint by checkpoint: log-probabilities of tokens, activations, mixed logits."""
