@@ -1,4 +1,4 @@
-"""Files of JSON lines that grow: what was appended is on the disk, and a line that a kill cut off is taken away."""
+"""Files of JSON lines that grow: what was appended is on the disk, and what a kill cut off is taken away."""
 
 import json
 import os
@@ -57,7 +57,8 @@ class LineFile:
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFullError(
-                    f"the disk is full: {self._what} could not be written to {self.path}; free some space and give "
+                    f"the disk is full: {self._what} could not be written to {self.path}; free some space "
+                    "and give "
                     "the same command again"
                 ) from error
             raise
@@ -99,7 +100,8 @@ def read_lines(path: Path, parse: Callable[[Any], T], *, what: str, expected: st
                 yield parse(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
-                    f"line {number} of {path} is no {what} ({type(error).__name__}: {error}); expected {expected}"
+                    f"line {number} of {path} is no {what} ({type(error).__name__}: {error}); expected "
+                    f"{expected}"
                 ) from error
 
 

@@ -18,7 +18,13 @@ from ckptlin.evaluate.models import EvaluatedModel, resolve_models
 from ckptlin.outputs.responses import Responses, read_responses
 from ckptlin.outputs.scorers import Scorer, ScorerOptions, open_scorer
 from ckptlin.outputs.step_weights import StepWeights, WeightReader, prefetched, sidecar_directory
-from ckptlin.outputs.token_store import TokenStep, TokenStore, TokenStoreWriter, open_token_writer
+from ckptlin.outputs.token_store import (
+    TokenStep,
+    TokenStore,
+    TokenStoreWriter,
+    local_path,
+    open_token_writer,
+)
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.quiet import quiet_transformers
 from ckptlin.selection import select_rows
@@ -187,6 +193,7 @@ def plan_log_probs(
     CheckpointError, StoreError
         If what is to be read is damaged.
     """
+    place = local_path(out)
     source = open_source(items, base=base, skip_incomplete=skip_incomplete)
     if isinstance(source, RunTrajectories):
         for left_out in source.skipped:
@@ -198,7 +205,8 @@ def plan_log_probs(
     if engine == "vllm":
         if isinstance(source, TrajectoryStore):
             raise InputError(
-                f"engine vllm loads checkpoints from directories, and {source.location} is a store; give the run, "
+                f"engine vllm loads checkpoints from directories, and {source.location} is a store; give "
+                "the run, "
                 "or choose --engine hf"
             )
         found = resolve_models(items, base=base, skip_incomplete=skip_incomplete)
@@ -220,13 +228,13 @@ def plan_log_probs(
     )
     if options.dtype == "float64" and engine == "vllm":
         raise InputError("engine vllm does not compute in float64; give --dtype float32")
-    missing, present = _compare(Path(out), reader, source.steps, rows, read)
+    missing, present = _compare(place, reader, source.steps, rows, read)
     return LogProbPlan(
         source=source,
         rows=missing,
         present=present,
         responses=read,
-        out=Path(out),
+        out=place,
         engine=engine,
         options=options,
         tokenizer=None if tokenizer is None else _fingerprint(tokenizer),
@@ -311,7 +319,8 @@ def _score(
             if not np.isfinite(scored.log_probs).all():
                 problem, sample = responses.names[scored.index]
                 raise NonFiniteError(
-                    f"{weights.source} gives response {sample} to problem {problem} a log-probability that is NaN or "
+                    f"{weights.source} gives response {sample} to problem {problem} a log-probability "
+                    "that is NaN or "
                     "infinite; leave the step out with --steps, or compute with --dtype float32"
                 )
             advance(scored.log_probs.nbytes)

@@ -100,7 +100,7 @@ class _Running:
         import torch
 
         def filled(value: float) -> "Tensor":
-            return torch.full((num_rows,), value, dtype=torch.float32, device=device)  # type: ignore[call-overload,no-any-return]
+            return torch.full((num_rows,), value, dtype=torch.float32, device=device)
 
         self._largest = filled(float("-inf"))
         self._sum = filled(0.0)

@@ -1,7 +1,7 @@
 """Let one model answer problems: the responses whose tokens all checkpoints are asked about.
 
-Beside ``NAME.jsonl`` lies ``NAME.json``, which says what the responses depend on; the same command goes on where a
-killed one was, and another is refused.
+Beside ``NAME.jsonl`` lies ``NAME.json``, which says what the responses depend on; the same command goes on
+where a killed one was, and another is refused.
 """
 
 import json
@@ -203,9 +203,7 @@ def _generate(
             seed=requests[generation.index].seed,
         )
 
-    tally = Tally(
-        {label: list(plan.missing)}, num_problems=len(problems), num_samples=plan.num_responses
-    )
+    tally = Tally({label: list(plan.missing)}, num_problems=len(problems), num_samples=plan.num_responses)
     listener.on_loading(label, f"starting the engine {plan.engine}")
     options = replace(plan.options, max_model_len=max(map(len, prompts)) + sampling.max_tokens)
     with open_engine(plan.engine, options) as engine:
@@ -243,12 +241,15 @@ def _note_settings(plan: ResponsePlan, fingerprint: str, tokenizer: str) -> None
         for name, value in settings.items():
             if known.get(name) != value:
                 raise InputError(
-                    f"the responses in {plan.out} were begun with {name} {known.get(name)!r}, not {value!r}; give "
+                    f"the responses in {plan.out} were begun with {name} {known.get(name)!r}, not "
+                    f"{value!r}; give "
                     "another --out, or --overwrite"
                 )
         return
     if plan.out.exists():
-        raise InputError(f"{plan.out} is there, and {path}, which says what it depends on, is not; give another --out")
+        raise InputError(
+            f"{plan.out} is there, and {path}, which says what it depends on, is not; give another --out"
+        )
     record = {
         "settings": settings,
         "source": plan.model.source,

@@ -4,8 +4,8 @@ Two layouts are read.  What `ckptlin responses` writes has ids, which are taken 
 
     {"id", "sample", "prompt_ids", "token_ids", "text", "finished", "seed"}
 
-What others write has texts, ``prompt`` or ``messages``, and ``response``; they are tokenised once, by the model's own
-tokenizer: messages through its chat template, the response by itself and without special tokens.
+What others write has texts, ``prompt`` or ``messages``, and ``response``; they are tokenised once, by the
+model's own tokenizer: messages through its chat template, the response by itself and without special tokens.
 """
 
 import hashlib
@@ -152,7 +152,8 @@ class ResponseFile:
         key = (response.problem_id, response.sample)
         if key in self.done:
             raise InputError(
-                f"{self._file.path} has response {response.sample} to problem {response.problem_id} twice; move it "
+                f"{self._file.path} has response {response.sample} to problem {response.problem_id} "
+                "twice; move it "
                 "away"
             )
         self.done.add(key)
@@ -182,8 +183,8 @@ def read_responses(path: Path, *, tokenizer: Any = None, limit: int | None = Non
     Raises
     ------
     InputError
-        If there is no such file, it is empty, a row is malformed, rows of both layouts are mixed, or there are texts
-        and no tokenizer or chat template for them.
+        If there is no such file, it is empty, a row is malformed, rows of both layouts are mixed, or there
+        are texts and no tokenizer or chat template for them.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}; make one with `ckptlin responses`")
@@ -222,7 +223,8 @@ def read_responses(path: Path, *, tokenizer: Any = None, limit: int | None = Non
         kinds.add(has_ids)
         if len(kinds) > 1:
             raise InputError(
-                f"line {number} of {path} has {'ids' if has_ids else 'texts'}, unlike those before; give files of one "
+                f"line {number} of {path} has {'ids' if has_ids else 'texts'}, unlike those before; give "
+                "files of one "
                 "layout"
             )
         probes.append(Probe(prompts.setdefault(prompt.tobytes(), prompt), answer))

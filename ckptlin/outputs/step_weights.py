@@ -1,4 +1,4 @@
-"""The weights of a step, read from a run or from a trajectory store alike, and the next step's while one computes."""
+"""The weights of a step, from a run or a trajectory store alike, and the next step's while one computes."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,7 +131,7 @@ class WeightReader:
         return StepWeights(source.steps[row], self.where(row), digest, tensors)
 
     def main_dtype(self) -> str:
-        """Return the floating type that most bytes of a checkpoint have, which its configuration may not know."""
+        """Return the floating type that most bytes of a checkpoint have; its configuration may say another."""
         sizes: dict[str, int] = {}
         for spec in self._source.tensors.values():
             if spec.dtype.is_float:
@@ -153,7 +153,8 @@ class WeightReader:
         for spec in self._source.tensors.values():
             if _is_float8(spec):
                 raise InputError(
-                    f"tensor `{spec.name}` of {self._source.location} is {spec.dtype.zarr}, which stands for other "
+                    f"tensor `{spec.name}` of {self._source.location} is {spec.dtype.zarr}, which stands "
+                    "for other "
                     "numbers than it holds; save the checkpoints in bfloat16 first"
                 )
 
@@ -162,7 +163,8 @@ class WeightReader:
 def prefetched(
     reader: WeightReader, rows: Sequence[int], advance: Callable[[int], None]
 ) -> Iterator[Iterator[StepWeights]]:
-    """Give the checkpoints of some rows one after the other, each read by a thread while the one before is used.
+    """Give the checkpoints of some rows one after the other, each read by a thread while the one before is
+    used.
 
     One that is taken and one that waits are in memory at a time.  What goes wrong in the thread is raised where
     the checkpoint is taken.
@@ -208,7 +210,8 @@ def sidecar_directory(source: Source, row: int) -> Iterator[Path]:
     sidecars = template_of(source, row).sidecars
     if "config.json" not in sidecars:
         raise InputError(
-            f"step {source.steps[row]} of {source.location} has no config.json, without which no model can be built"
+            f"step {source.steps[row]} of {source.location} has no config.json, without which no model "
+            "can be built"
         )
     with TemporaryDirectory(prefix="ckptlin-") as directory:
         for name, data in sidecars.items():

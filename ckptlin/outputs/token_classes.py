@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ def classes_of(store: TokenStore) -> Iterator[TokenClasses]:
 def distinct_tokens(store: TokenStore) -> np.ndarray[Any, Any]:
     """Hash each token with all that comes before it, its prompt included, ``(num_tokens,) uint64``.
 
-    Tokens of equal hash stand behind the same text: a model gives them the same log-probability, and samples of one
-    prompt begin with many such.  Two that differ have the same hash in one of 2^64 cases.
+    Tokens of equal hash stand behind the same text: a model gives them the same log-probability, and
+    samples of one prompt begin with many such.  Two that differ have the same hash in one of 2^64 cases.
     """
     lengths = store.read("response_length").astype(np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -84,7 +85,7 @@ def _cut(kind: str, values: np.ndarray[Any, Any], edges: np.ndarray[Any, Any], n
     """Cut at some values; what equals one lies below the cut."""
     codes = np.searchsorted(edges, values, side="left").astype(np.int8)
     bounds = [None, *edges.tolist(), None]
-    names = tuple(name(lo, hi) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True))
+    names = tuple(name(lo, hi) for lo, hi in pairwise(bounds))
     return _without_empty(kind, names, codes)
 
 

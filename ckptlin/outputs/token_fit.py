@@ -2,9 +2,9 @@
 
 Two populations, as for weights: every token whose log-probability moved at all, and the paper's, tokens with
 |last − first| > 0.2 (arXiv 2601.04537).  The null is a random walk of every token's own step size: tokens are
-grouped by octaves of the root mean square increment, walks are drawn for each (`ckptlin.null`), sent through the same
-filter, and weighted by the tokens that they stand for.  That matters here: the filter prefers what went far, and of
-a random walk too the far ones look straight.
+grouped by octaves of the root mean square increment, walks are drawn for each (`ckptlin.null`), sent
+through the same filter, and weighted by the tokens that they stand for.  That matters here: the filter
+prefers what went far, and of a random walk too the far ones look straight.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from ckptlin.summary import NUM_BINS, R2Figures
 __all__ = ["FAR", "TokenFit", "TokenGroup", "TokenTrajectory", "fit_tokens"]
 
 FAR = 0.2  # the paper's filter, in nats
-_SAMPLE, _MIN_PATHS = 1024, 2048
+_SAMPLE, _MIN_PATHS = 1024, 4096
 _CONTEXT = 12
 _DTYPE = from_numpy("<f4")
 
@@ -167,9 +167,7 @@ class _Tokens:
     octave: np.ndarray[Any, Any]  # int16, of the root mean square increment; meaningless where r2 is NaN
 
 
-def fit_tokens(
-    store: TokenStore, *, steps: str | None = None, num_moving: int = 10, seed: int = 0
-) -> TokenFit:
+def fit_tokens(store: TokenStore, *, steps: str | None = None, num_moving: int = 10, seed: int = 0) -> TokenFit:
     """Fit every token's log-probability by a straight line in the step.
 
     Parameters
@@ -215,9 +213,7 @@ def fit_tokens(
         groups += _groups(classes.kind, classes.names, classes.codes, tokens, nulls)[0]
     hashes = distinct_tokens(store)
     distinct, counts = np.unique(hashes, return_counts=True)
-    listed = [
-        _most_moving(store, chosen, tokens, hashes, num_moving, sign=sign) for sign in (1, -1)
-    ]
+    listed = [_most_moving(store, chosen, tokens, hashes, num_moving, sign=sign) for sign in (1, -1)]
     up, down = (
         tuple(_trajectory(store, chosen, tokens, place, int(counts[np.searchsorted(distinct, hashes[place])]))
               for place in places)
@@ -236,14 +232,18 @@ def fit_tokens(
     )
 
 
-def _fit_all(
-    store: TokenStore, steps: Sequence[int]
-) -> tuple[_Tokens, dict[int, list[np.ndarray[Any, Any]]]]:
+def _fit_all(store: TokenStore, steps: Sequence[int]) -> tuple[_Tokens, dict[int, list[np.ndarray[Any, Any]]]]:
     """Fit every token; sample trajectories of each octave at even distances."""
     abscissa = Abscissa.of(steps)
     span = steps[-1] - steps[0]
     size = store.num_tokens
-    found = _Tokens(*(np.empty(size, np.float32) for _ in range(4)), np.zeros(size, np.int16))
+    found = _Tokens(
+        r2=np.empty(size, np.float32),
+        slope=np.empty(size, np.float32),
+        intercept=np.empty(size, np.float32),
+        change=np.empty(size, np.float32),
+        octave=np.zeros(size, np.int16),
+    )
     samples: dict[int, list[np.ndarray[Any, Any]]] = {}
     blocks = list(store.blocks())
     for lo, hi in blocks:
@@ -325,7 +325,9 @@ def _groups(
                     observed[row, code], float((r2 > 0.7).sum()), float((r2 > 0.9).sum()), float(r2.sum())
                 )
             )
-            null_figures.append(R2Figures.of(expected[row, code], above[row, 0], above[row, 1], None))
+            null_figures.append(
+                R2Figures.of(expected[row, code], float(above[row, 0]), float(above[row, 1]), None)
+            )
         groups.append(
             TokenGroup(kind, name, int(inside.sum()), figures[0], figures[1], null_figures[0], null_figures[1])
         )

@@ -9,16 +9,16 @@
     prompt_length (prompt), prompt_ids (prompt_token) int32
     names (names.byte), texts (texts.byte) uint8: JSON, [problem, sample] of each response; text by token id
 
-The root's ``zarr.json``, written last and in one rename, commits a step: it holds what is known of each step, and
-the consolidated metadata of every array, so that a reader who opens consolidated (zarr's and xarray's default)
-sees whole steps alone.  Chunks and metadata of single arrays may run ahead of it after a kill; the next writer
-writes them again.  Codecs are zarr's own (blosc, crc32c).  It lies in a local directory.
+The root's ``zarr.json``, written last and in one rename, commits a step: it holds what is known of each
+step, and the consolidated metadata of every array, so that a reader who opens consolidated (zarr's and
+xarray's default) sees whole steps alone.  Chunks and metadata of single arrays may run ahead of it after a
+kill; the next writer writes them again.  Codecs are zarr's own (blosc, crc32c).  It lies in a local directory.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 
 from ckptlin._version import __version__
+from ckptlin.atomic import is_disk_full
 from ckptlin.dtypes import from_numpy
 from ckptlin.errors import (
     CorruptChunkError,
+    DiskFullError,
     InputError,
     NotAStoreError,
     SelectionError,
@@ -43,7 +45,7 @@ from ckptlin.store.metadata import ROOT_KEY, array_metadata, dump, group_metadat
 from ckptlin.store.store import chunk_key, describe_steps
 from ckptlin.urls import is_url
 
-__all__ = ["TokenStep", "TokenStore", "TokenStoreWriter", "open_token_writer"]
+__all__ = ["TokenStep", "TokenStore", "TokenStoreWriter", "local_path", "open_token_writer"]
 
 FORMAT = 1
 _KEY = "ckptlin_tokens"
@@ -106,7 +108,7 @@ class TokenStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _local(path)
+        self.path = local_path(path)
         self._files = LocalFiles(self.path)
         document = self._files.read(ROOT_KEY)
         if document is None:
@@ -124,7 +126,8 @@ class TokenStore:
             ) from None
         if version > FORMAT:
             raise StoreVersionError(
-                f"{self.path} has format version {version}, and this ckptlin reads up to {FORMAT}; update ckptlin"
+                f"{self.path} has format version {version}, and this ckptlin reads up to {FORMAT}; update "
+                "ckptlin"
             )
         self.record: dict[str, Any] = record
         self._steps = tuple(TokenStep(**step) for step in record["steps"])
@@ -177,11 +180,13 @@ class TokenStore:
         return json.loads(self.read(array).tobytes())
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Divide the tokens as their log-probabilities are stored: first token of each part, and the one after its last."""
+        """Divide the tokens as they are stored: the first token of each part, and the one after its last."""
         for lo in range(0, self.num_tokens, _CHUNK):
             yield lo, min(lo + _CHUNK, self.num_tokens)
 
-    def read_log_probs(self, steps: Sequence[int], start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
+    def read_log_probs(
+        self, steps: Sequence[int], start: int = 0, stop: int | None = None
+    ) -> np.ndarray[Any, Any]:
         """Read the log-probabilities of some tokens, ``(len(steps), stop - start) float32``.
 
         Raises
@@ -197,7 +202,9 @@ class TokenStore:
         size = _chunk_size(self.num_tokens)
         for target, step in zip(out, steps, strict=True):
             if step not in rows:
-                raise SelectionError(f"step {step} is not in {self.path}, which holds {describe_steps(self.steps)}")
+                raise SelectionError(
+                    f"step {step} is not in {self.path}, which holds {describe_steps(self.steps)}"
+                )
             for index in range(start // size, -(-stop // size)):
                 first = index * size
                 lo, hi = max(start, first), min(stop, first + size)
@@ -299,15 +306,22 @@ def open_token_writer(
     StoreLockedError
         If another process writes to it.
     """
-    root = _local(path)
+    root = local_path(path)
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file; give a directory for the store")
     if root.is_dir() and not (root / ROOT_KEY).exists():
-        others = {child.name for child in root.iterdir()} - {*_FIXED, LOCK_FILE, PARTIAL_DIR, "logprobs", "step"}
+        others = {child.name for child in root.iterdir()} - {
+            *_FIXED,
+            LOCK_FILE,
+            PARTIAL_DIR,
+            "logprobs",
+            "step",
+        }
         if others:
             raise InputError(f"{root} holds something else ({min(others)}); give another --out")
-    root.mkdir(parents=True, exist_ok=True)
-    with writer_lock(root, str(root)):
+    with _explaining_a_full_disk(root), ExitStack() as stack:
+        root.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(writer_lock(root, str(root)))
         if not (root / ROOT_KEY).exists():
             _create(root, responses, tokenizer, texts)
         writer = TokenStoreWriter(root)
@@ -318,11 +332,24 @@ def open_token_writer(
         yield writer
 
 
+@contextmanager
+def _explaining_a_full_disk(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"the disk is full: {root} could not be written; free some space and give the same "
+                "command again"
+            ) from error
+        raise
+
+
 def _create(root: Path, responses: Responses, tokenizer: str | None, texts: Mapping[int, str]) -> None:
     probes = responses.probes
     lengths = np.array([len(probe.token_ids) for probe in probes], np.int32)
     places: dict[int, int] = {}
-    prompts = []
+    prompts: list[np.ndarray[Any, Any]] = []
     for probe in probes:
         if id(probe.prompt_ids) not in places:
             places[id(probe.prompt_ids)] = len(prompts)
@@ -423,7 +450,8 @@ def _json_bytes(data: Any) -> np.ndarray[Any, Any]:
     return np.frombuffer(json.dumps(data).encode(), np.uint8)
 
 
-def _local(path: str | os.PathLike[str]) -> Path:
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return where a store lies; InputError if it is a URL."""
     if is_url(os.fspath(path)):
         raise InputError(f"{path} is a URL; a store of log-probabilities lies on a local disk")
     return Path(path)

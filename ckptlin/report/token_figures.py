@@ -84,9 +84,7 @@ def draw_token_histogram(
         axes.stairs(_bars(population.histogram), edges, fill=True, color=BLUE, alpha=0.75, label=label)
         if population.null_figures.count:
             label = _legend("random walks", population.null_figures)
-            axes.stairs(
-                _bars(population.null_histogram), edges, color=VERMILION, linewidth=1.6, label=label
-            )
+            axes.stairs(_bars(population.null_histogram), edges, color=VERMILION, linewidth=1.6, label=label)
         axes.axvline(0.7, ymax=0.8, color=GREY, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.legend(loc="upper left", fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
     panels[0].set_ylabel(f"% of tokens in each bin of {1 / _NUM_BARS:g}", fontsize=10)

@@ -17,14 +17,25 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_HEADER = ("tokens", "moved: median", "(null)", "> 0.7", "(null)", "far: share", "median", "(null)", "> 0.7", "(null)")
+_HEADER = (
+    "tokens",
+    "moved: median",
+    "(null)",
+    "> 0.7",
+    "(null)",
+    "far: share",
+    "median",
+    "(null)",
+    "> 0.7",
+    "(null)",
+)
 
 
 @make_command(
     "logprobs",
     examples=[
-        "ckptlin logprobs ./grpo --responses responses.jsonl --out ./grpo.tokens",
-        "ckptlin logprobs ./grpo --responses responses.jsonl --out ./grpo.tokens --steps 0:20 --plot ./figures",
+        "ckptlin logprobs ./run --responses responses.jsonl --out ./run.tokens",
+        "ckptlin logprobs ./run --responses responses.jsonl --out ./run.tokens --steps 0:20 --plot ./figures",
     ],
 )
 @click.argument("source", nargs=-1, metavar="[RUN|STORE|STEP=PATH...]")
@@ -118,9 +129,9 @@ def command(
 ) -> None:
     """Compute what each checkpoint gives the tokens of fixed responses, and how linear that is in the step.
 
-    A step is on the disk when it is computed: the same command goes on where a killed one was, and adds the steps
-    that a growing run has since.  Without a run it fits what --out holds.  Beside each figure of the fit stands the
-    null: what random walks of the tokens' own step sizes would show.
+    A step is on the disk when it is computed: the same command goes on where a killed one was, and adds
+    the steps that a growing run has since.  Without a run it fits what --out holds.  Beside each figure of
+    the fit stands the null: what random walks of the tokens' own step sizes would show.
     """
     from ckptlin.errors import InputError
     from ckptlin.outputs.log_probs import compute_log_probs, plan_log_probs
@@ -161,8 +172,8 @@ def command(
             speed = result["tokens_per_s"]
             click.echo(
                 f"{out_dir}: {result['num_tokens']:,} tokens of {result['num_responses']:,} responses at "
-                f"{len(result['steps'])} steps; {len(computed.added)} computed now in {computed.elapsed_s:.1f} s"
-                + (f" ({speed:,.0f} tokens/s)" if speed else "")
+                f"{len(result['steps'])} steps; {len(computed.added)} computed now in "
+                f"{computed.elapsed_s:.1f} s" + (f" ({speed:,.0f} tokens/s)" if speed else "")
             )
     elif dry_run:
         raise InputError("--dry-run shows what would be computed, and without a run nothing is; leave it out")
@@ -211,7 +222,9 @@ def _echo_fit(fit: "TokenFit", moving: int) -> None:
     )
     click.echo("R² of every token's log-probability on the step; in brackets what random walks would show\n")
     echo_table(["", *_HEADER], [_row(group) for group in fit.groups])
-    click.echo("\nmoved: tokens whose log-probability changed.  far: with |last − first| > 0.2, as in the paper.")
+    click.echo(
+        "\nmoved: tokens whose log-probability changed.  far: with |last − first| > 0.2, as in the paper."
+    )
     if len(fit.steps) == 2:
         click.echo("With two steps every line fits: R² says nothing here.")
     for title, tokens in (("up", fit.up), ("down", fit.down)):
@@ -262,8 +275,12 @@ def _draw(fit: "TokenFit", directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     whole = fit.groups[0]
     populations = [
-        TokenPopulation("all that moved", whole.moved, whole.null_moved, fit.histogram[0], fit.null_histogram[0]),
-        TokenPopulation("|last − first| > 0.2", whole.far, whole.null_far, fit.histogram[1], fit.null_histogram[1]),
+        TokenPopulation(
+            "all that moved", whole.moved, whole.null_moved, fit.histogram[0], fit.null_histogram[0]
+        ),
+        TokenPopulation(
+            "|last − first| > 0.2", whole.far, whole.null_far, fit.histogram[1], fit.null_histogram[1]
+        ),
     ]
     lines = [f"{describe_steps(fit.steps)}, {fit.num_responses:,} responses"]
     histogram = draw_token_histogram(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,8 +18,8 @@ __all__ = ["command"]
 @make_command(
     "responses",
     examples=[
-        "ckptlin responses ./grpo --task sums --limit 2 --samples 2 --engine hf --out probes.jsonl",
-        "ckptlin responses ./grpo/checkpoint-0 --data problems.jsonl --samples 64 --out all.jsonl --dry-run",
+        "ckptlin responses ./run --task sums --limit 2 --samples 2 --engine hf --out responses.jsonl",
+        "ckptlin responses ./run/checkpoint-0 --data problems.jsonl --samples 64 --out all.jsonl --dry-run",
     ],
 )
 @click.argument("model", nargs=-1, required=True, metavar="MODEL|RUN|STORE|STEP=PATH...")
@@ -97,8 +98,8 @@ def command(
 ) -> None:
     """Let a model answer problems, and keep the tokens: what `ckptlin logprobs` asks every checkpoint about.
 
-    Of a run or a store the first step answers, or the first that --steps selects.  Every response is on the disk
-    when it comes: the same command goes on where a killed one was.
+    Of a run or a store the first step answers, or the first that --steps selects.  Every response is on
+    the disk when it comes: the same command goes on where a killed one was.
     """
     from ckptlin.errors import InputError
     from ckptlin.evaluate.engines import EngineOptions
@@ -110,10 +111,8 @@ def command(
         raise InputError("no problems were given; give --task NAME or --data FILE")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out} lies in no directory that exists; make {out.parent} first")
-    task = open_task(
-        task_name or str(data), data=data if task_name else None, limit=limit, template=template
-    )
-    given = {
+    task = open_task(task_name or str(data), data=data if task_name else None, limit=limit, template=template)
+    given: dict[str, Any] = {
         "num_samples": samples,
         "temperature": temperature,
         "top_p": top_p,

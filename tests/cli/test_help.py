@@ -14,9 +14,9 @@ from ckptlin._version import __version__
 from tests.command_line import call
 
 HEAVY = ("numba", "zarr", "dask", "torch", "transformers", "matplotlib", "numcodecs", "rich", "numpy")
-# What a command calls; `demo` trains for minutes, `evaluate` needs a model: they run in tests of their own.
+# What a command calls; `demo` trains for minutes, those that need a model too have tests of their own.
 NEEDS = {"plot": "ckptlin.report:save_figures", "demo": "ckptlin.demo:run_demo"}
-SLOW = {"demo", "evaluate", "train grpo", "train rl-extra"}
+SLOW = {"demo", "evaluate", "logprobs", "responses", "train grpo", "train rl-extra"}
 
 
 def load(name) -> click.Command:

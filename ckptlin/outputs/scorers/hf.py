@@ -4,8 +4,8 @@ Responses of like length are padded to one another on the right, without a mask:
 is scored sees what comes behind it.  The prompt goes through the model and never through the head.
 
 A model whose logits are more than its head times its last hidden states (a soft cap, a scale, another output
-layer) is found out by trying, whenever weights are loaded; its own logits are then taken, some positions at a time
-with what it keeps of those before.
+layer) is found out by trying, whenever weights are loaded; its own logits are then taken, some positions
+at a time with what it keeps of those before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -304,7 +304,8 @@ def check_ids(probes: Sequence[Probe], vocab_size: int) -> None:
         for ids in (probe.prompt_ids, probe.token_ids):
             if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
                 raise InputError(
-                    f"response {index} has a token outside of the model's vocabulary of {vocab_size:,}; it was written "
+                    f"response {index} has a token outside of the model's vocabulary of {vocab_size:,}; "
+                    "it was written "
                     "with another tokenizer"
                 )
 

@@ -148,7 +148,8 @@ def open_scorer(name: str, options: ScorerOptions) -> Scorer:
     if name == "vllm":
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtraError(
-                'the engine vllm is not installed; pip install "ckptlin[vllm]" on a machine with a GPU, or choose '
+                'the engine vllm is not installed; pip install "ckptlin[vllm]" on a machine with a GPU, '
+                "or choose "
                 "--engine hf"
             )
         from ckptlin.outputs.scorers.vllm import VllmScorer

@@ -1,8 +1,8 @@
 """Log-probabilities by vLLM: its ``prompt_logprobs``, each response being part of a prompt.
 
-vLLM multiplies by the head in the model's own dtype and takes the log-softmax in float32: in float32 the two engines
-agree, in bfloat16 its logits are rounded first.  It gives no entropy.  Weights come from directories; those of the
-same architecture go into the engine that runs.
+vLLM multiplies by the head in the model's own dtype and takes the log-softmax in float32: in float32 the
+two engines agree, in bfloat16 its logits are rounded first.  It gives no entropy.  Weights come from
+directories; those of the same architecture go into the engine that runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,8 @@ class VllmScorer:
     def __init__(self, options: ScorerOptions) -> None:
         if options.device is not None:
             raise InputError(
-                f"--device {options.device} is an option of the engine hf; vllm takes the devices that it was built "
+                f"--device {options.device} is an option of the engine hf; vllm takes the devices that it "
+                "was built "
                 "for, and CUDA_VISIBLE_DEVICES says which of them"
             )
         self._options = options
@@ -74,7 +75,8 @@ class VllmScorer:
         except _REFUSALS as error:
             self.close()
             raise InputError(
-                f"vllm cannot run the model of {weights.source}: {first_line(error)}; --engine hf may be able to"
+                f"vllm cannot run the model of {weights.source}: {first_line(error)}; --engine hf may be "
+                "able to"
             ) from error
         self._facts = facts
 
@@ -177,9 +179,7 @@ def _with_room(facts: ModelFacts, max_tokens: int) -> int:
     text = facts.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and max_tokens >= positions:
-        raise ValueError(
-            f"a response ends at token {max_tokens} of {positions}, and vLLM needs one more"
-        )
+        raise ValueError(f"a response ends at token {max_tokens} of {positions}, and vLLM needs one more")
     return max_tokens + 1
 
 
@@ -191,4 +191,5 @@ def _of_response(flat: Any, probe: Probe) -> np.ndarray[Any, Any]:
     own = np.array(flat.token_ids)[start]
     if not np.array_equal(own, probe.token_ids):
         raise CkptlinError("vLLM gave log-probabilities of other tokens than it was asked for")
-    return found[start]
+    own_log_probs: np.ndarray[Any, Any] = found[start]
+    return own_log_probs
