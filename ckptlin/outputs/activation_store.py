@@ -124,11 +124,15 @@ class ActivationStore:
     def check(self, states: States, *, layers: Sequence[str], sketch: Sketch) -> None:
         """Refuse to go on with other states, another model or another sketch; InputError."""
         if self.record["states_digest"] != states.digest:
-            raise InputError(f"{self.path} holds the states of other tokens; give another --out, or --seed and --tokens as before")
+            raise InputError(
+                f"{self.path} holds the states of other tokens; give another --out, or --seed and --tokens as before"
+            )
         if self.layers != tuple(layers) or self.record["sketch"]["hidden"] != sketch["hidden"]:
             raise InputError(f"{self.path} holds the states of a model of another shape; give another --out")
         if self.record["sketch"] != dict(sketch):
-            raise InputError(f"{self.path} was begun with another sketch; give --dim and --seed as before, or another --out")
+            raise InputError(
+                f"{self.path} was begun with another sketch; give --dim and --seed as before, or another --out"
+            )
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Divide the states of a layer as they are stored: the first of each part, and the one after its last."""
@@ -158,7 +162,9 @@ class ActivationStore:
         size = _chunk_tokens(self.record)
         for target, step in zip(out, steps, strict=True):
             if step not in rows:
-                raise SelectionError(f"step {step} is not in {self.path}, which holds {describe_steps(self.steps)}")
+                raise SelectionError(
+                    f"step {step} is not in {self.path}, which holds {describe_steps(self.steps)}"
+                )
             for index in range(start // size, -(-stop // size)):
                 first = index * size
                 lo, hi = max(start, first), min(stop, first + size)

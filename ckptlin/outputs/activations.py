@@ -240,7 +240,13 @@ def open_probed(
 
 
 def plan_activations(
-    items: Sequence[str], responses: Path | str, out: Path | str, *, dim: int = 32, seed: int = 0, **options: Any
+    items: Sequence[str],
+    responses: Path | str,
+    out: Path | str,
+    *,
+    dim: int = 32,
+    seed: int = 0,
+    **options: Any,
 ) -> ActivationPlan:
     """Find out what is to be done, without reading a weight.
 
@@ -287,9 +293,7 @@ def compute_activations(plan: ActivationPlan, *, progress: Progress = NO_PROGRES
     StoreLockedError, StepConflictError, DiskFullError
     """
     started = time.perf_counter()
-    with open_activation_writer(
-        plan.out, plan.probed.states, layers=plan.layers, sketch=plan.sketch
-    ) as writer:
+    with open_activation_writer(plan.out, plan.probed.states, layers=plan.layers, sketch=plan.sketch) as writer:
         if plan.rows:
             _compute(plan, writer, progress)
         store = writer.store

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["PARTS", "Decomposition", "ModuleSums", "decompose"]
 
 PARTS = ("input", "weight", "both")
+_PAIRS = ("input_weight", "input_both", "weight_both")
+_COLUMNS = {"shares": PARTS, "squared": PARTS, "cross": _PAIRS}
 # Outputs of a layer that are held at once, in each of some ten arrays: 16 MB in float32.
 _AT_ONCE = 1 << 22
 
@@ -98,13 +100,12 @@ class ModuleSums:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        pairs = ("input_weight", "input_both", "weight_both")
         return {
             "name": self.name,
             "num_modules": self.num_modules,
             "shares": _named(PARTS, self.shares),
             "squared": _named(PARTS, self.squared),
-            "cross": _named(pairs, self.cross),
+            "cross": _named(_PAIRS, self.cross),
             "squared_change": self.change,
             "relative_change": self.relative,
             "rounding": self.rounding,
@@ -149,6 +150,37 @@ class Decomposition:
         """Average the shares of all modules that changed, each alike; None if none did."""
         found = [one.shares for one in (self.null if null else self.modules) if one.shares]
         return _three(np.mean(found, axis=0)) if found else None
+
+    @property
+    def dominant(self) -> str:
+        """The part with the largest mean share, and in how many of the linear layers it is the largest."""
+        mean = self.mean_shares()
+        if mean is None:
+            return "nothing, for no output changed"
+        part = int(np.argmax(mean))
+        moved = [one.shares for one in self.modules if one.shares]
+        count = sum(int(np.argmax(shares)) == part for shares in moved)
+        return f"the {PARTS[part]}, in {count} of {len(moved)} linear layers"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return every linear layer as one flat row, for a table."""
+        rows = []
+        for own, null in zip(self.modules, self.null, strict=True):
+            row = own.to_dict()
+            del row["num_modules"]
+            flat: dict[str, Any] = {}
+            for name, value in row.items():
+                if name in _COLUMNS:
+                    flat |= {
+                        f"{name}_{part}": None if value is None else value[part] for part in _COLUMNS[name]
+                    }
+                else:
+                    flat[name] = value
+            shares = null.shares or (None, None, None)
+            rows.append(
+                flat | {f"null_shares_{part}": share for part, share in zip(PARTS, shares, strict=True)}
+            )
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""

@@ -124,7 +124,9 @@ def draw_decomposition(
     return figure
 
 
-def _stack(axes: "Axes", place: float, shares: Sequence[float] | None, how: dict[str, Any]) -> tuple[float, float]:
+def _stack(
+    axes: "Axes", place: float, shares: Sequence[float] | None, how: dict[str, Any]
+) -> tuple[float, float]:
     """Draw a bar; return its lower and upper end."""
     low = high = 0.0
     for share, (_, color) in zip(shares or (), _PARTS, strict=False):

@@ -26,6 +26,8 @@ COMMANDS: dict[str, str] = {
     "methods": "List the prediction methods.",
     "responses": "Let a model answer, to see what later checkpoints make of it.",
     "logprobs": "How linear is what each checkpoint gives the tokens of responses?",
+    "activations": "How linear are each layer's hidden states?",
+    "decompose": "Does a layer's output change by its input or by its weight?",
     "data": "Prepare the data to train and evaluate on.",
     "grade": "Grade answers that exist already, and compare files of them.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
