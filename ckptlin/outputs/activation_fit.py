@@ -1,7 +1,7 @@
 """How linear hidden states are in the step: the weights' regression, on the coordinates of their sketches.
 
-The null is a random walk for each layer, of the size of the coordinates' own steps (`ckptlin.null`).  All states of a
-run move by the same few hundred updates of the weights, so that coordinates are far from independent: one run's
+The null is a random walk for each layer, of the size of the coordinates' own steps (`ckptlin.null`).  All
+states of a run move by the same updates of the weights, so that coordinates are far from independent: one run's
 figures scatter around the null much wider than their number suggests.
 """
 

@@ -6,8 +6,8 @@
     response, position, token_ids (token) int32         which token of which response a state predicts
 
 It commits as the store of log-probabilities does (`ckptlin.outputs.token_store`): by the root's ``zarr.json``,
-written last and in one rename, with what is known of each step and the consolidated metadata of every array.  The
-names of the layers, and how their states were sketched, are in the root's attributes.
+written last and in one rename, with what is known of each step and the consolidated metadata of every array.
+The names of the layers, and how their states were sketched, are in the root's attributes.
 """
 
 import json
@@ -72,8 +72,8 @@ class ActivationStore:
         document = self._files.read(ROOT_KEY)
         if document is None:
             raise NotAStoreError(
-                f"{self.path} holds no store of activations; make one with `ckptlin activations RUN --responses "
-                f"FILE --out {self.path}`"
+                f"{self.path} holds no store of activations; make one with `ckptlin activations RUN "
+                f"--responses FILE --out {self.path}`"
             )
         try:
             record = json.loads(document)["attributes"][_KEY]
@@ -84,7 +84,8 @@ class ActivationStore:
             ) from None
         if version > FORMAT:
             raise StoreVersionError(
-                f"{self.path} has format version {version}, and this ckptlin reads up to {FORMAT}; update ckptlin"
+                f"{self.path} has format version {version}, and this ckptlin reads up to {FORMAT}; "
+                "update ckptlin"
             )
         self.record: dict[str, Any] = record
         self._steps = tuple(TokenStep(**step) for step in record["steps"])
@@ -125,7 +126,8 @@ class ActivationStore:
         """Refuse to go on with other states, another model or another sketch; InputError."""
         if self.record["states_digest"] != states.digest:
             raise InputError(
-                f"{self.path} holds the states of other tokens; give another --out, or --seed and --tokens as before"
+                f"{self.path} holds the states of other tokens; give another --out, or --seed and --tokens "
+                "as before"
             )
         if self.layers != tuple(layers) or self.record["sketch"]["hidden"] != sketch["hidden"]:
             raise InputError(f"{self.path} holds the states of a model of another shape; give another --out")
@@ -135,7 +137,7 @@ class ActivationStore:
             )
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Divide the states of a layer as they are stored: the first of each part, and the one after its last."""
+        """Divide a layer's states as they are stored: the first of each part, and the one after its last."""
         size = _chunk_tokens(self.record)
         for lo in range(0, self.num_states, size):
             yield lo, min(lo + size, self.num_states)

@@ -1,4 +1,4 @@
-"""Hidden states of every layer under checkpoint after checkpoint, sketched, into a store that grows with the run."""
+"""Hidden states of every layer under checkpoint after checkpoint, sketched, into a store that grows."""
 
 import time
 from collections.abc import Sequence
@@ -367,14 +367,14 @@ def _observe(
     def take(layer: int, hidden: "torch.Tensor") -> None:
         if hidden.shape[-1] != plan.probed.hidden:
             raise InputError(
-                f"{plan.layers[layer]} of {weights.source} has states of {hidden.shape[-1]} coordinates, and the "
-                f"model's configuration tells {plan.probed.hidden}"
+                f"{plan.layers[layer]} of {weights.source} has states of {hidden.shape[-1]} coordinates, and "
+                f"the model's configuration tells {plan.probed.hidden}"
             )
         sketched = (hidden[here["rows"], here["columns"]].to(real) @ sketches[layer]).float().cpu().numpy()
         if not np.isfinite(sketched).all():
             raise NonFiniteError(
-                f"{weights.source} has a hidden state that is NaN or infinite in layer {plan.layers[layer]}; leave "
-                "the step out with --steps, or compute with --dtype float32"
+                f"{weights.source} has a hidden state that is NaN or infinite in layer {plan.layers[layer]}; "
+                "leave the step out with --steps, or compute with --dtype float32"
             )
         out[layer, here["target"]] = sketched
         advance(sketched.nbytes)
@@ -405,7 +405,7 @@ def _shape(directory: Path) -> tuple[int, int]:
     sizes = (getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None))
     if None in sizes:
         raise InputError(
-            f"the configuration of a {text.model_type} tells no num_hidden_layers and hidden_size, without which its "
-            "layers cannot be found"
+            f"the configuration of a {text.model_type} tells no num_hidden_layers and hidden_size, without "
+            "which its layers cannot be found"
         )
     return int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]

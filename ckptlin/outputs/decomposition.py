@@ -1,8 +1,8 @@
 """Where a change of a linear layer's output comes from: Δy = WΔx + ΔWx + ΔWΔx (arXiv 2601.04537).
 
-W and x are those of the first checkpoint; WΔx is the part of the *input*, which other layers changed, ΔWx that of the
-layer's own *weight*, its bias included, and ΔWΔx that of *both*.  The null is the same model with every tensor's
-change shuffled among its entries: a change of the same size everywhere, that points nowhere.
+W and x are those of the first checkpoint; WΔx is the part of the *input*, which other layers changed, ΔWx that
+of the layer's own *weight*, its bias included, and ΔWΔx that of *both*.  The null is the same model with the
+change of every tensor shuffled among its entries: a change of the same size everywhere, that points nowhere.
 """
 
 from collections.abc import Callable, Sequence
@@ -384,8 +384,8 @@ class _Sums:
             self._residual += float((rest**2).sum())
         if not np.isfinite([*self._gram.flat, self._output, self._residual]).all():
             raise NonFiniteError(
-                f"the output of {self._name} is NaN or infinite in one of the checkpoints; compute with --dtype "
-                "float32"
+                f"the output of {self._name} is NaN or infinite in one of the checkpoints; compute with "
+                "--dtype float32"
             )
 
     def finished(self) -> ModuleSums:

@@ -1,4 +1,4 @@
-"""Where a language model's hidden states lie: what enters the first block, leaves each, and leaves the last norm."""
+"""Where hidden states lie: what enters a model's first block, leaves each block, and leaves the last norm."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

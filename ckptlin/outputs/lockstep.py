@@ -1,7 +1,7 @@
-"""Two models that compute the same batch in step: each linear layer's input in one meets its input in the other.
+"""Two models that compute a batch in step: each linear layer's input in one meets its input in the other.
 
-Model A runs in a thread and waits at each linear layer until B has come there too and has taken what A brought, so
-that one layer's inputs are in memory at a time, and not those of all.
+Model A runs in a thread, and at each linear layer waits until B has taken what A brought to the layer before:
+the inputs of a few layers are in memory at a time, and not those of all.
 """
 
 import queue
@@ -69,12 +69,12 @@ def in_lockstep(
         try:
             with torch.inference_mode(), ExitStack() as hooks:
                 for name, module in first[1].items():
-                    _hook(hooks, module, lambda x, y, name=name: hand((name, x, y)))
+                    _hook(hooks, name, module, lambda *met: hand(met))
                 ends.append(first[0](input_ids=ids, use_cache=False))
             hand(None)
         except _LeftError:
             return
-        except BaseException as error:  # raised again where the other model waits
+        except BaseException as error:  # noqa: BLE001 (raised again where the other model waits)
             if not stop.is_set():
                 hand(error)
 
@@ -93,7 +93,7 @@ def in_lockstep(
         try:
             with torch.inference_mode(), ExitStack() as hooks:
                 for name, module in second[1].items():
-                    _hook(hooks, module, lambda x, y, name=name: arrive(name, x, y))
+                    _hook(hooks, name, module, arrive)
                 end = second[0](input_ids=ids, use_cache=False)
             item = handed.get()
             if isinstance(item, BaseException):
@@ -106,8 +106,10 @@ def in_lockstep(
     return ends[0], end
 
 
-def _hook(hooks: ExitStack, module: Any, take: Callable[["torch.Tensor", "torch.Tensor"], None]) -> None:
+def _hook(
+    hooks: ExitStack, name: str, module: Any, take: Callable[[str, "torch.Tensor", "torch.Tensor"], None]
+) -> None:
     def hook(module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        take(arguments[0] if arguments else named["input"], output)
+        take(name, arguments[0] if arguments else named["input"], output)
 
     hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)

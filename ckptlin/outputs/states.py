@@ -1,7 +1,8 @@
 """Which hidden states are looked at, and the sketch that keeps them small.
 
-A state belongs to a token of a response: it is that of the position that predicts the token, where log-probabilities
-come from.  Tokens behind the very same text share it (samples of one prompt all begin so), and it counts once.
+A state belongs to a token of a response: it is that of the position that predicts the token, where its
+log-probability comes from.  Tokens behind the very same text share it (samples of one prompt all begin so), and it
+counts once.
 """
 
 import hashlib
@@ -114,5 +115,6 @@ def sketch_matrix(size: int, dim: int, *, layer: int, seed: int = 0) -> np.ndarr
         raise InputError(f"--dim is {dim}; it must be at least 1")
     if size <= dim:
         return np.eye(size, dtype=np.float32)
-    normal = np.random.default_rng([abs(seed), 2, layer]).standard_normal((size, dim))
-    return (normal / np.sqrt(dim)).astype(np.float32)
+    matrix = np.random.default_rng([abs(seed), 2, layer]).standard_normal((size, dim)) / np.sqrt(dim)
+    rounded: np.ndarray[Any, Any] = matrix.astype(np.float32)
+    return rounded

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ckptlin.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION, bare, entitle, new_figure
 from ckptlin.summary import R2Figures
 
@@ -55,23 +53,22 @@ class PartShares:
 
 
 def draw_layer_r2(layers: Sequence[LayerR2], *, title: str, lines: Sequence[str] = ()) -> "Figure":
-    """Draw each layer's R², mean over tokens, median and quartiles of coordinates, over those of random walks."""
+    """Draw each layer's R²: mean over tokens, median and quartiles of coordinates, with those of walks."""
     figure = new_figure(max(6.4, 2.4 + 0.34 * min(len(layers), _MAX_LABELS)), 4.2)
     axes = figure.subplots()
     entitle(figure, title, lines)
-    places = np.arange(len(layers))
-    for place, layer in zip(places, layers, strict=True):
-        null = layer.null
+    for place, layer in enumerate(layers):
+        own, null = layer.figures, layer.null
         if null.median is not None and null.q25 is not None and null.q75 is not None:
             axes.fill_between(
                 [place - 0.45, place + 0.45], null.q25, null.q75, color=VERMILION, alpha=0.15, linewidth=0
             )
             axes.plot([place - 0.45, place + 0.45], [null.median] * 2, color=VERMILION, linewidth=1.8)
-        if layer.mean is None or layer.figures.q25 is None or layer.figures.q75 is None:
+        if layer.mean is None or own.median is None or own.q25 is None or own.q75 is None:
             axes.text(place, 0.03, "unchanged", rotation=90, ha="center", va="bottom", fontsize=9, color=GREY)
             continue
-        axes.plot([place] * 2, [layer.figures.q25, layer.figures.q75], color=BLUE, linewidth=3, alpha=0.5)
-        axes.plot(place, layer.figures.median, "_", color=BLUE, markersize=13, markeredgewidth=2)
+        axes.plot([place] * 2, [own.q25, own.q75], color=BLUE, linewidth=3, alpha=0.5)
+        axes.plot(place, own.median, "_", color=BLUE, markersize=13, markeredgewidth=2)
         axes.plot(place, layer.mean, "o", color=BLUE, markersize=5)
     _label(axes, [layer.name for layer in layers])
     axes.set_ylim(0, 1)
@@ -84,9 +81,7 @@ def draw_layer_r2(layers: Sequence[LayerR2], *, title: str, lines: Sequence[str]
         ("random walks: median and quartiles", {"color": VERMILION, "linewidth": 1.8}),
     )
     handles = [axes.plot([], [], label=label, **how)[0] for label, how in named]
-    axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9, frameon=False
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 

@@ -33,7 +33,7 @@ _HEADER = ("moved", "mean", "(null)", "median", "(null)", "> 0.7", "(null)", "|l
     "activations",
     examples=[
         "ckptlin activations ./grpo --responses responses.jsonl --out ./grpo.states",
-        "ckptlin activations ./grpo --responses responses.jsonl --out ./grpo.states --steps 0:20 --plot ./figures",
+        "ckptlin activations ./grpo --responses responses.jsonl --out ./grpo.states --steps 0:20 --plot ./figs",
     ],
 )
 @click.argument("source", nargs=-1, metavar="[RUN|STORE|STEP=PATH...]")
@@ -94,8 +94,8 @@ def command(
     """Compute each layer's hidden states under every checkpoint, and how linear they are in the step.
 
     The states are those at tokens of fixed responses, each multiplied with a fixed random matrix so that --dim
-    coordinates are left.  A step is on the disk when it is computed: the same command goes on where a killed one
-    was, and adds the steps that a growing run has since.  Without a run it fits what --out holds.
+    coordinates are left.  A step is on the disk when it is computed: the same command goes on where a killed
+    one was, and adds the steps that a growing run has since.  Without a run it fits what --out holds.
     """
     from ckptlin.errors import InputError
     from ckptlin.outputs.activation_fit import fit_activations
@@ -133,7 +133,8 @@ def command(
         if not as_json:
             click.echo(
                 f"{out_dir}: {result['num_states']:,} states in {len(result['layers'])} layers at "
-                f"{len(result['steps'])} steps; {len(computed.added)} computed now in {computed.elapsed_s:.1f} s"
+                f"{len(result['steps'])} steps; {len(computed.added)} computed now in "
+                f"{computed.elapsed_s:.1f} s"
             )
     elif dry_run:
         raise InputError("--dry-run shows what would be computed, and without a run nothing is; leave it out")
@@ -220,7 +221,8 @@ def _draw(fit: "ActivationFit", directory: Path) -> None:
         [LayerR2(layer.name, layer.mean, layer.figures, layer.null) for layer in fit.layers],
         title="How linear each layer's hidden states are in the step",
         lines=[
-            f"{describe_steps(fit.steps)}; {fit.layers[0].num_states:,} states, {fit.dim} coordinates for {fit.hidden}"
+            f"{describe_steps(fit.steps)}; {fit.layers[0].num_states:,} states, {fit.dim} coordinates for "
+            f"{fit.hidden}"
         ],
     )
     save_figure(figure, directory / "activation_r2.png")

@@ -72,8 +72,8 @@ def command(
     """Tell what the change of every linear layer's output is made of: Δy = WΔx + ΔWx + ΔWΔx.
 
     Of two checkpoints, the first and the last that are selected, at tokens of fixed responses: the part of the
-    input, that of the weight, and that of both.  Shares are ⟨part, Δy⟩ / ‖Δy‖², which add up to 1.  The null is the
-    same change of the weights, shuffled inside each tensor.
+    input, that of the weight, and that of both.  Shares are ⟨part, Δy⟩ / ‖Δy‖², which add up to 1.  The null is
+    the same change of the weights, shuffled inside each tensor.
     """
     from ckptlin.outputs.activations import open_probed
     from ckptlin.outputs.decomposition import decompose
@@ -159,7 +159,8 @@ def _draw(found: "Decomposition", directory: Path) -> None:
         bars(found.by_kind(), found.by_kind(null=True)),
         title="What the change of linear layers' outputs is made of",
         lines=[
-            f"step {found.steps[0]} to {found.steps[1]}; {found.num_states:,} tokens; hatched: the same change, shuffled"
+            f"step {found.steps[0]} to {found.steps[1]}; {found.num_states:,} tokens; "
+            "hatched: the same change, shuffled"
         ],
     )
     save_figure(figure, directory / "decomposition.png")

@@ -207,7 +207,7 @@ def batches_by_length(probes: Sequence[Probe], batch_tokens: int) -> Iterator[li
 def padded(
     batch: Sequence[Probe],
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the ids of probes, and row and column of the positions that give each response token, all int64."""
+    """Return the ids of probes, and row and column of what predicts each response token, int64."""
     width = max(probe.num_tokens for probe in batch) - 1  # the last token is only scored
     ids = np.zeros((len(batch), width), np.int64)
     rows, columns = [], []
