@@ -13,7 +13,7 @@ The names of the layers, and how their states were sketched, are in the root's a
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ckptlin.errors import (
     StoreVersionError,
 )
 from ckptlin.outputs.states import States
-from ckptlin.outputs.token_store import TokenStep
+from ckptlin.outputs.token_store import TokenStep, explaining_a_full_disk
 from ckptlin.store.chunk_codec import BloscCompressor, decode_plain, encode_plain
 from ckptlin.store.local_files import PARTIAL_DIR, LocalFiles
 from ckptlin.store.lock import LOCK_FILE, writer_lock
@@ -266,8 +266,9 @@ def open_activation_writer(
         others = {child.name for child in root.iterdir()} - {*_FIXED, LOCK_FILE, PARTIAL_DIR, "states", "step"}
         if others:
             raise InputError(f"{root} holds something else ({min(others)}); give another --out")
-    root.mkdir(parents=True, exist_ok=True)
-    with writer_lock(root, str(root)):
+    with explaining_a_full_disk(root), ExitStack() as stack:
+        root.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(writer_lock(root, str(root)))
         if not (root / ROOT_KEY).exists():
             _create(root, states, layers, sketch)
         writer = ActivationStoreWriter(root)

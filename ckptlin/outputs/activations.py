@@ -13,7 +13,7 @@ from ckptlin.checkpoints import RunTrajectories
 from ckptlin.errors import InputError, MissingExtraError, NonFiniteError
 from ckptlin.outputs.activation_store import ActivationStore, ActivationStoreWriter, open_activation_writer
 from ckptlin.outputs.layers import layer_names, layers_observed
-from ckptlin.outputs.log_probs import check_context, divide_rows, load_tokenizer
+from ckptlin.outputs.log_probs import check_context, divide_rows, load_config, load_tokenizer
 from ckptlin.outputs.responses import read_responses
 from ckptlin.outputs.scorers import ScorerOptions
 from ckptlin.outputs.states import States, pick_states, sketch_matrix
@@ -220,9 +220,9 @@ def open_probed(
     reader.check_loadable()
     rows = select_rows(source.steps, steps)
     with sidecar_directory(source, rows[0]) as directory:
+        num_blocks, hidden = _shape(directory, source.location)
         read = read_responses(Path(responses), tokenizer=load_tokenizer(directory), limit=limit)
         check_context(directory, read.longest, source.location)
-        num_blocks, hidden = _shape(directory)
     return Probed(
         source=source,
         reader=reader,
@@ -396,12 +396,9 @@ def _observe(
     return out
 
 
-def _shape(directory: Path) -> tuple[int, int]:
+def _shape(directory: Path, location: str) -> tuple[int, int]:
     """Return a model's number of blocks and the size of its hidden states."""
-    from transformers import AutoConfig
-
-    with quiet_transformers():
-        text = AutoConfig.from_pretrained(directory).get_text_config()
+    text = load_config(directory, location)
     sizes = (getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None))
     if None in sizes:
         raise InputError(

@@ -240,6 +240,7 @@ def decompose(probed: Probed, *, seed: int = 0, progress: Progress = NO_PROGRESS
         second.load(after, directory)
         names, left_out = _linear_names(first.model)
         own = _sum_up(probed, first, second, names, advance)
+        # What a model was made of may be its memory: `after` is not to be read once this is loaded.
         second.load(_shuffled(before, after, seed), directory)
         null = _sum_up(probed, first, second, names, advance)
     return Decomposition(

@@ -39,6 +39,7 @@ __all__ = [
     "check_context",
     "compute_log_probs",
     "divide_rows",
+    "load_config",
     "load_tokenizer",
     "plan_log_probs",
 ]
@@ -402,12 +403,22 @@ def _texts(tokenizer: Any, responses: Responses) -> dict[int, str]:
     return {int(token): text for token, text in zip(tokens, decoded, strict=True)}
 
 
-def check_context(directory: Path, longest: int, location: str) -> None:
-    """Refuse responses that are longer than a model's context; InputError."""
+def load_config(directory: Path, location: str) -> Any:
+    """Return the configuration of a model's language part; InputError if transformers refuses it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    with quiet_transformers():
-        text = AutoConfig.from_pretrained(directory).get_text_config()
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(directory).get_text_config()
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"transformers refuses the config.json of {location}: {reason}") from error
+
+
+def check_context(directory: Path, longest: int, location: str) -> None:
+    """Refuse responses that are longer than a model's context; InputError."""
+    text = load_config(directory, location)
     positions = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     # YaRN and its like stretch the positions that the model was made with; others name what they reach.

@@ -1,8 +1,8 @@
 """Which hidden states are looked at, and the sketch that keeps them small.
 
 A state belongs to a token of a response: it is that of the position that predicts the token, where its
-log-probability comes from.  Tokens behind the very same text share it (samples of one prompt all begin so), and it
-counts once.
+log-probability comes from.  Tokens behind the very same text share it (samples of one prompt all begin so), and
+it counts once.
 """
 
 import hashlib
