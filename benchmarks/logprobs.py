@@ -36,7 +36,7 @@ def log_prob_figures(settings: Settings) -> Section:
     with TemporaryDirectory() as directory:
         cases = {
             "demo's model, 112 k parameters": (base_model(), 16, (2048, 10, 12)),
-            "Qwen2, 30 M parameters, vocabulary 32,768": (_make(Path(directory)), 32_768, (16, 64, 448)),
+            "Qwen2, 30 M parameters, vocabulary 32,768": (_make(Path(directory)), 32_768, (8, 64, 448)),
         }
         for name, (model, vocab_size, (num_probes, num_prompt, num_answer)) in cases.items():
             rng = np.random.default_rng(0)

@@ -158,9 +158,7 @@ def simulate_null(
     r2[walkers] = _r_squared(path, times)
     moved[walkers] = (path.view(np.uint64)[1:] != path.view(np.uint64)[0]).any(axis=0)
     paper[walkers] = _passes_paper_filters(path)
-    return NullPaths(
-        r2, moved, paper, change, rms_increment=math.exp(log_sigma), frozen_share=frozen_share
-    )
+    return NullPaths(r2, moved, paper, change, rms_increment=math.exp(log_sigma), frozen_share=frozen_share)
 
 
 def _unmoved(num_paths: int) -> NullPaths:

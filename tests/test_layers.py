@@ -29,6 +29,7 @@ LAYERS = (
     {"model_card"},
     {"ingest", "extrapolate", "export", "info", "verify"},
     {"report"},
+    {"logits"},
     {"evaluate"},
     {"outputs"},
     {"rl"},

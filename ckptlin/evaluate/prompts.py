@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptlin.errors import InputError
+from ckptlin.logits import register_pairs
 from ckptlin.problems import Problem, PromptTemplate
 
 __all__ = ["ModelText"]
@@ -39,6 +40,7 @@ class ModelText:
     def __init__(self, directory: Path) -> None:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+        register_pairs()
         self._directory = directory
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(directory)

@@ -1,1 +1,5 @@
-"""What a model says, checkpoint by checkpoint: log-probabilities of tokens, activations, mixed logits."""
+"""What checkpoints say: answers, also by extrapolated logits; log-probabilities of tokens, activations."""
+
+from ckptlin.outputs.generate import Answer, GenerationResult, generate
+
+__all__ = ["Answer", "GenerationResult", "generate"]

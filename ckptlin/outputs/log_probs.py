@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ckptlin.checkpoints import RunTrajectories
-from ckptlin.errors import InputError, NonFiniteError, StepConflictError
+from ckptlin.errors import InputError, NonFiniteError, SelectionError, StepConflictError
 from ckptlin.evaluate.models import EvaluatedModel, resolve_models
 from ckptlin.outputs.responses import Responses, read_responses
-from ckptlin.outputs.scorers import Scorer, ScorerOptions, open_scorer
+from ckptlin.outputs.scorers import SCORERS, Scorer, ScorerOptions, open_scorer
 from ckptlin.outputs.step_weights import StepWeights, WeightReader, prefetched, sidecar_directory
 from ckptlin.outputs.token_store import (
     TokenStep,
@@ -195,6 +195,8 @@ def plan_log_probs(
         If what is to be read is damaged.
     """
     place = local_path(out)
+    if engine not in SCORERS:
+        raise SelectionError(f"there is no engine {engine!r}; choose {' or '.join(SCORERS)}")
     source = open_source(items, base=base, skip_incomplete=skip_incomplete)
     if isinstance(source, RunTrajectories):
         for left_out in source.skipped:

@@ -11,6 +11,7 @@ Products of 16-bit numbers are summed and kept in float32: rounding a logit of 2
 its sums are 0.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def _product(hidden: "Tensor", weight: "Tensor") -> "Tensor":
     if hidden.device.type == "cpu" or hidden.dtype == torch.float32:
         return torch.mm(hidden.float(), weight.t())
     if hidden.device.type == "cuda":
-        # 16-bit factors on the tensor cores, sums and results in float32.
-        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        with suppress(TypeError):  # torch before 2.8 has no such argument
+            # 16-bit factors on the tensor cores, sums and results in float32.
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     return torch.mm(hidden.float(), weight.float().t())

@@ -1,12 +1,18 @@
 """``ckptlin evaluate``."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ckptlin_cli.model_options import (
+    EngineChoice,
+    SamplingChanges,
+    engine_options,
+    prompt_options,
+    sampling_options,
+)
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import (
     csv_option,
@@ -76,39 +82,14 @@ __all__ = ["command"]
     metavar="FROM:TO",
     help="Only problems of these dates (livecodebench), such as 2024-08-01:2025-02-01, ends included.",
 )
-@click.option("--template", metavar="NAME|TEXT", help="Prompt: boxed, plain, or a text with {problem}.")
-@click.option(
-    "--chat/--no-chat", default=None, help="Whether the prompt is a chat message.  [default: the task's]"
-)
+@prompt_options
 @click.option("--grader", metavar="NAME", help="exact, math, code, or package.module:function.")
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers to each problem.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens of this probability together.")
-@click.option("--top-k", type=int, help="Draw from so many at most; 0 for all.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer.")
-@click.option("--seed", type=int, help="Of the answers.")
+@sampling_options
 @click.option("--k", "ks", metavar="LIST", help="Of pass@k and maj@k.  [default: 1, 2, 4, ... up to --samples]")
 @click.option(
     "--against", "baseline", metavar="LABEL", help="Model that others are compared with.  [default: first]"
 )
-@click.option("--engine", metavar="NAME", help="vllm or hf.  [default: vllm where it is installed]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="That models compute in.",
-)
-@click.option(
-    "--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share a model (vllm)."
-)
-@click.option("--data-parallel", type=click.IntRange(min=1), default=1, help="Copies of a model (vllm).")
-@click.option(
-    "--gpu-memory", type=click.FloatRange(0, 1, min_open=True), default=0.9, help="Share that vllm may take."
-)
-@click.option("--kv-cache", type=float, metavar="GIB", help="For keys and values where vllm runs on a CPU.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Answers that are written at once.")
-@click.option("--device", metavar="NAME", help="Of hf: cpu, cuda, ...")
+@engine_options
 @csv_option
 @figure_option("--plot", "Draw what is solved against the step")
 @click.option("--overwrite", is_flag=True, help="Remove the samples that are there, and begin anew.")
@@ -132,22 +113,10 @@ def command(
     template: str | None,
     chat: bool | None,
     grader: str | None,
-    samples: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    max_tokens: int | None,
-    seed: int | None,
+    sampling: SamplingChanges,
     ks: str | None,
     baseline: str | None,
-    engine: str | None,
-    dtype: str,
-    tensor_parallel: int,
-    data_parallel: int,
-    gpu_memory: float,
-    kv_cache: float | None,
-    batch_size: int | None,
-    device: str | None,
+    engine: EngineChoice,
     csv_path: Path | None,
     figure_path: Path | None,
     overwrite: bool,
@@ -162,7 +131,6 @@ def command(
     """
     # torch reads it when it is loaded; vLLM's CPU build lets it say where memory is bound.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from ckptlin.evaluate.engines import EngineOptions
     from ckptlin.evaluate.evaluator import evaluate, plan_evaluation
     from ckptlin.evaluate.models import resolve_models
     from ckptlin.evaluate.tasks import open_task
@@ -170,15 +138,6 @@ def command(
     task = open_task(
         task_name, data=data, split=split, limit=limit, window=dates, template=template, grader=grader
     )
-    given: dict[str, Any] = {
-        "num_samples": samples,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    sampling = replace(task.sampling, **{name: value for name, value in given.items() if value is not None})
     progress = progress_bars(quiet)
     plan = plan_evaluation(
         resolve_models(
@@ -194,17 +153,9 @@ def command(
         task,
         out_dir or Path(f"evaluation-{Path(task.name).stem}"),
         chat=chat,
-        sampling=sampling,
-        engine=engine,
-        options=EngineOptions(
-            dtype=dtype,
-            tensor_parallel=tensor_parallel,
-            data_parallel=data_parallel,
-            gpu_memory=gpu_memory,
-            kv_cache_gib=kv_cache,
-            batch_size=batch_size,
-            device=device,
-        ),
+        sampling=sampling.applied_to(task.sampling),
+        engine=engine.name,
+        options=engine.options(),
         overwrite=overwrite,
     )
     if dry_run:

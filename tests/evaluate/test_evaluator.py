@@ -101,7 +101,7 @@ def test_the_same_again_asks_no_model(evaluated, noisy_run, no_engine):
 
 
 def test_fewer_samples_are_the_first_ones(evaluated, noisy_run, no_engine):
-    fewer = evaluate(planned([noisy_run / "checkpoint-10"], evaluated.out_dir, limit=100, samples=2))
+    fewer = evaluate(planned([noisy_run / "checkpoint-10"], evaluated.out_dir, limit=60, samples=2))
     whole = next(model for model in evaluated.models if model.step == 10)
     assert fewer.models[0].scores == {name: scores[:2] for name, scores in whole.scores.items()}
 

@@ -5,17 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.tiny_models import save_model_run
 
 STEPS = (0, 100, 200, 300)
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """From before vLLM starts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Path:
     """Four float32 checkpoints of a tied Qwen2, with its tokenizer of 32 letters."""
-    import torch
-
     root = tmp_path_factory.mktemp("outputs") / "run"
     return save_model_run(root, "qwen2", is_tied=True, steps=STEPS, dtype=torch.float32)
 

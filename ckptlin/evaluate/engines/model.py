@@ -7,6 +7,7 @@ from typing import Any
 
 from ckptlin.checkpoints import HuggingFaceCheckpoint
 from ckptlin.errors import InputError
+from ckptlin.logits import MODEL_TYPE, register_pairs
 from ckptlin.quiet import quiet_transformers
 
 __all__ = ["ModelFacts", "first_line", "read_model"]
@@ -14,6 +15,7 @@ __all__ = ["ModelFacts", "first_line", "read_model"]
 # They differ between checkpoints of one architecture: `use_cache` is off in what a trainer has saved, and no
 # engine reads it.  The dtype is told apart on its own.
 _INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+_OF_A_PAIR = ("base", "second", "alpha", "steps", "target")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def read_model(model: str | Path, *, dtype: str, max_model_len: int) -> ModelFac
     """
     from transformers import AutoConfig
 
+    register_pairs()
     source, is_local = os.fspath(model), Path(model).exists()
     shapes = None
     if is_local:
@@ -104,7 +107,9 @@ def read_model(model: str | Path, *, dtype: str, max_model_len: int) -> ModelFac
     if not isinstance(vocab_size, int):
         raise InputError(f"model {source} is a {config.model_type}, which has no vocabulary to generate from")
     _check_context(source, text, max_model_len)
-    plain = {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL}
+    # Pairs of checkpoints of one architecture differ in what they are made of and in α, as models in weights.
+    incidental = (*_INCIDENTAL, *_OF_A_PAIR) if config.model_type == MODEL_TYPE else _INCIDENTAL
+    plain = {name: value for name, value in config.to_dict().items() if name not in incidental}
     return ModelFacts(
         source, is_local, _dtype(config, text, dtype), vocab_size, config, architecture=plain, shapes=shapes
     )

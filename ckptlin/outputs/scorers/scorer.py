@@ -1,9 +1,8 @@
-"""What computes log-probabilities: the Protocol of the engines, their options, and how one is opened.
+"""What computes log-probabilities: the Protocol of the engines, and their options.
 
 An engine knows token ids alone, as those that generate do (`ckptlin.evaluate.engines`).
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from ckptlin.errors import InputError, MissingExtraError, SelectionError
+from ckptlin.errors import InputError
 from ckptlin.outputs.step_weights import StepWeights
 
-__all__ = ["SCORERS", "Probe", "Scored", "Scorer", "ScorerOptions", "open_scorer"]
-
-SCORERS = ("hf", "vllm")
+__all__ = ["Probe", "Scored", "Scorer", "ScorerOptions"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,35 +126,3 @@ class Scorer(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
-
-
-def open_scorer(name: str, options: ScorerOptions) -> Scorer:
-    """Open an engine; use it in a ``with`` statement.
-
-    Raises
-    ------
-    SelectionError
-        If there is no engine of that name.
-    MissingExtraError
-        If its packages are not installed.
-    InputError
-        If an option is not one of this engine's.
-    """
-    if name not in SCORERS:
-        raise SelectionError(f"there is no engine {name!r}; choose {' or '.join(SCORERS)}")
-    if name == "vllm":
-        if importlib.util.find_spec("vllm") is None:
-            raise MissingExtraError(
-                'the engine vllm is not installed; pip install "ckptlin[vllm]" on a machine with a GPU, '
-                "or choose "
-                "--engine hf"
-            )
-        from ckptlin.outputs.scorers.vllm import VllmScorer
-
-        return VllmScorer(options)
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f'the engine hf needs {package}; pip install "ckptlin[models]"')
-    from ckptlin.outputs.scorers.hf import HfScorer
-
-    return HfScorer(options)
