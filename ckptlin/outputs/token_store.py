@@ -45,7 +45,14 @@ from ckptlin.store.metadata import ROOT_KEY, array_metadata, dump, group_metadat
 from ckptlin.store.store import chunk_key, describe_steps
 from ckptlin.urls import is_url
 
-__all__ = ["TokenStep", "TokenStore", "TokenStoreWriter", "local_path", "open_token_writer"]
+__all__ = [
+    "TokenStep",
+    "TokenStore",
+    "TokenStoreWriter",
+    "explaining_a_full_disk",
+    "local_path",
+    "open_token_writer",
+]
 
 FORMAT = 1
 _KEY = "ckptlin_tokens"
@@ -319,7 +326,7 @@ def open_token_writer(
         }
         if others:
             raise InputError(f"{root} holds something else ({min(others)}); give another --out")
-    with _explaining_a_full_disk(root), ExitStack() as stack:
+    with explaining_a_full_disk(root), ExitStack() as stack:
         root.mkdir(parents=True, exist_ok=True)
         stack.enter_context(writer_lock(root, str(root)))
         if not (root / ROOT_KEY).exists():
@@ -333,7 +340,8 @@ def open_token_writer(
 
 
 @contextmanager
-def _explaining_a_full_disk(root: Path) -> Iterator[None]:
+def explaining_a_full_disk(root: Path) -> Iterator[None]:
+    """Turn a full disk into a DiskFullError that names the store."""
     try:
         yield
     except OSError as error:

@@ -1,5 +1,6 @@
-"""Figures: of a store, a backtest, an evaluation."""
+"""Figures: of a store, a backtest, an evaluation, of what models put out."""
 
+from ckptlin.report.activation_figures import LayerR2, PartShares, draw_decomposition, draw_layer_r2
 from ckptlin.report.backtest_figure import check_figure_path, draw_backtest, save_figure
 from ckptlin.report.evaluation_figure import ScoredModel, draw_evaluation
 from ckptlin.report.figures import (
@@ -18,13 +19,17 @@ from ckptlin.report.token_figures import (
 
 __all__ = [
     "FIGURE_FORMATS",
+    "LayerR2",
     "MovingToken",
+    "PartShares",
     "ScoredModel",
     "TokenPopulation",
     "check_figure_path",
     "draw_backtest",
+    "draw_decomposition",
     "draw_evaluation",
     "draw_examples",
+    "draw_layer_r2",
     "draw_moving_tokens",
     "draw_r2_by_layer",
     "draw_r2_histogram",

@@ -30,6 +30,8 @@ COMMANDS: dict[str, str] = {
     "generate": "Let a checkpoint answer, or two by extrapolated logits.",
     "responses": "Let a model answer, to see what later checkpoints make of it.",
     "logprobs": "How linear are the log-probabilities of tokens?",
+    "activations": "How linear are each layer's hidden states?",
+    "decompose": "Does a layer's output change by its input or by its weight?",
     "data": "Prepare the data to train and evaluate on.",
     "train": "Train by reinforcement learning, plainly or by RL-Extra.",
     "demo": "Train a small model and show all of it, in a few minutes.",

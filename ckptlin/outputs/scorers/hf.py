@@ -24,7 +24,7 @@ from ckptlin.quiet import quiet_transformers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HfScorer", "batches_by_length"]
+__all__ = ["HfScorer", "batches_by_length", "check_ids", "padded"]
 
 # Logits of a model's own that are made at once: 256 MB in float32.
 _OWN_LOGITS = 1 << 26
@@ -65,6 +65,18 @@ class HfScorer:
         self._base: Any = None
         self._head: Any = None
 
+    @property
+    def model(self) -> Any:
+        """The model that is loaded."""
+        if self._model is None:
+            raise CkptlinError("engine hf has no model; load one first")
+        return self._model
+
+    @property
+    def device(self) -> "torch.device":
+        """That it lies on."""
+        return self._device
+
     def load(self, weights: StepWeights, directory: Path) -> None:
         """Take the weights of a step; see `ckptlin.outputs.scorers.Scorer`.
 
@@ -88,9 +100,7 @@ class HfScorer:
         """Score every token of every response; see `ckptlin.outputs.scorers.Scorer`."""
         import torch
 
-        if self._model is None:
-            raise CkptlinError("engine hf has no model; load one first")
-        _check_ids(probes, self._model.get_input_embeddings().num_embeddings)
+        check_ids(probes, self.model.get_input_embeddings().num_embeddings)
         for batch in batches_by_length(probes, self._options.batch_tokens):
             with torch.inference_mode(), quiet_transformers():
                 log_probs, entropy = self._score_batch([probes[index] for index in batch], with_entropy)
@@ -133,22 +143,14 @@ class HfScorer:
         """Return log-probabilities and entropies of all responses, one behind the other."""
         import torch
 
-        width = max(probe.num_tokens for probe in batch) - 1  # the last token is only scored
-        padded = np.zeros((len(batch), width), np.int64)
-        rows, columns = [], []
-        for row, probe in enumerate(batch):
-            ids = np.concatenate([probe.prompt_ids, probe.token_ids[:-1]])
-            padded[row, : len(ids)] = ids
-            first = len(probe.prompt_ids) - 1
-            rows.append(np.full(len(probe.token_ids), row))
-            columns.append(np.arange(first, first + len(probe.token_ids)))
+        padded_ids, rows, columns = padded(batch)
         tokens = np.concatenate([probe.token_ids for probe in batch]).astype(np.int64)
 
         def on_device(array: np.ndarray[Any, Any]) -> "torch.Tensor":
             return torch.from_numpy(array).to(self._device)
 
-        ids, wanted = on_device(padded), on_device(tokens)
-        row, column = on_device(np.concatenate(rows)), on_device(np.concatenate(columns))
+        ids, wanted = on_device(padded_ids), on_device(tokens)
+        row, column = on_device(rows), on_device(columns)
         if self._head is None:
             return self._own_logits(ids, row, column, wanted, with_entropy)
         hidden = self._base(input_ids=ids, use_cache=False).last_hidden_state[row, column]
@@ -200,6 +202,22 @@ def batches_by_length(probes: Sequence[Probe], batch_tokens: int) -> Iterator[li
         batch.append(index)
     if batch:
         yield batch
+
+
+def padded(
+    batch: Sequence[Probe],
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the ids of probes, and row and column of what predicts each response token, int64."""
+    width = max(probe.num_tokens for probe in batch) - 1  # the last token is only scored
+    ids = np.zeros((len(batch), width), np.int64)
+    rows, columns = [], []
+    for row, probe in enumerate(batch):
+        known = np.concatenate([probe.prompt_ids, probe.token_ids[:-1]])
+        ids[row, : len(known)] = known
+        first = len(probe.prompt_ids) - 1
+        rows.append(np.full(len(probe.token_ids), row))
+        columns.append(np.arange(first, first + len(probe.token_ids)))
+    return ids, np.concatenate(rows), np.concatenate(columns)
 
 
 def _build(weights: StepWeights, tensors: Mapping[str, "torch.Tensor"], directory: Path, dtype: str) -> Any:
@@ -280,7 +298,8 @@ def _divide(model: Any) -> tuple[Any, Any]:
     return (base, head) if difference <= tolerance else (None, None)
 
 
-def _check_ids(probes: Sequence[Probe], vocab_size: int) -> None:
+def check_ids(probes: Sequence[Probe], vocab_size: int) -> None:
+    """Refuse tokens that a model does not know; InputError."""
     for index, probe in enumerate(probes):
         for ids in (probe.prompt_ids, probe.token_ids):
             if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:

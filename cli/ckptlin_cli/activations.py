@@ -1,0 +1,228 @@
+"""``ckptlin activations``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptlin.memory import format_bytes
+from ckptlin_cli.options import command as make_command
+from ckptlin_cli.options import (
+    csv_option,
+    json_option,
+    not_empty,
+    print_json,
+    quiet_option,
+    source_options,
+    steps_option,
+)
+from ckptlin_cli.probing import probing_options, responses_option
+from ckptlin_cli.progress import progress_bars
+from ckptlin_cli.tables import echo_pairs, echo_table, percent, write_csv
+
+if TYPE_CHECKING:
+    from ckptlin.outputs.activation_fit import ActivationFit, LayerFit
+    from ckptlin.outputs.activations import ActivationPlan
+
+__all__ = ["command"]
+
+_HEADER = ("moved", "mean", "(null)", "median", "(null)", "> 0.7", "(null)", "|last − first| / |first|")
+
+
+@make_command(
+    "activations",
+    examples=[
+        "ckptlin activations ./grpo --responses responses.jsonl --out ./grpo.states",
+        "ckptlin activations ./grpo --responses responses.jsonl --out ./grpo.states --steps 0:20 --plot ./figs",
+    ],
+)
+@click.argument("source", nargs=-1, metavar="[RUN|STORE|STEP=PATH...]")
+@responses_option(required=False)
+@click.option(
+    "--out",
+    "out_dir",
+    required=True,
+    callback=not_empty,
+    metavar="DIR",
+    help="Store of the states; what it has is kept.",
+)
+@steps_option
+@source_options
+@click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="K",
+    help="Coordinates to keep of a state.",
+)
+@probing_options
+@click.option("--no-fit", is_flag=True, help="Compute alone; do not tell how linear they are.")
+@csv_option
+@click.option(
+    "--plot",
+    "plot_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=not_empty,
+    metavar="DIR",
+    help="Draw R² layer by layer.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@json_option
+@quiet_option
+def command(
+    source: tuple[str, ...],
+    responses_path: Path | None,
+    out_dir: str,
+    steps: str | None,
+    base: str | None,
+    skip_incomplete: bool,
+    dim: int,
+    limit: int | None,
+    num_tokens: int,
+    seed: int,
+    dtype: str,
+    batch_tokens: int,
+    device: str | None,
+    no_fit: bool,
+    csv_path: Path | None,
+    plot_dir: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compute each layer's hidden states under every checkpoint, and how linear they are in the step.
+
+    The states are those at tokens of fixed responses, each multiplied with a fixed random matrix so that --dim
+    coordinates are left.  A step is on the disk when it is computed: the same command goes on where a killed
+    one was, and adds the steps that a growing run has since.  Without a run it fits what --out holds.
+    """
+    from ckptlin.errors import InputError
+    from ckptlin.outputs.activation_fit import fit_activations
+    from ckptlin.outputs.activation_store import ActivationStore
+    from ckptlin.outputs.activations import compute_activations, plan_activations
+
+    if bool(source) != (responses_path is not None):
+        raise InputError(
+            "a run goes with --responses FILE, and that with a run; leave both out to fit what --out holds"
+        )
+    progress = progress_bars(quiet)
+    result: dict[str, Any] = {}
+    if responses_path is not None:
+        plan = plan_activations(
+            source,
+            responses_path,
+            out_dir,
+            dim=dim,
+            seed=seed,
+            steps=steps,
+            base=base,
+            skip_incomplete=skip_incomplete,
+            num_tokens=num_tokens,
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+            device=device,
+            limit=limit,
+            progress=progress,
+        )
+        if dry_run:
+            _echo_plan(plan, as_json=as_json)
+            return
+        computed = compute_activations(plan, progress=progress)
+        result = computed.to_dict()
+        if not as_json:
+            click.echo(
+                f"{out_dir}: {result['num_states']:,} states in {len(result['layers'])} layers at "
+                f"{len(result['steps'])} steps; {len(computed.added)} computed now in "
+                f"{computed.elapsed_s:.1f} s"
+            )
+    elif dry_run:
+        raise InputError("--dry-run shows what would be computed, and without a run nothing is; leave it out")
+    store = ActivationStore(out_dir)
+    if no_fit or (responses_path is not None and len(store.steps) < 2):
+        if as_json:
+            print_json(result)
+        return
+    fit = fit_activations(store, steps=steps, seed=seed)
+    if csv_path is not None:
+        write_csv(csv_path, [layer.to_row() for layer in fit.layers])
+    if plot_dir is not None:
+        _draw(fit, plot_dir)
+    if as_json:
+        print_json(result | {"fit": fit.to_dict()})
+        return
+    _echo_fit(fit)
+
+
+def _echo_plan(plan: "ActivationPlan", *, as_json: bool) -> None:
+    data = plan.to_dict()
+    if as_json:
+        print_json(data)
+        return
+    from ckptlin.store.store import describe_steps
+
+    echo_pairs(
+        [
+            ("would compute", describe_steps(plan.steps) if plan.steps else "nothing"),
+            ("there already", describe_steps(plan.present) if plan.present else "nothing"),
+            ("states", _chosen(data["num_states"], data["num_distinct"], data["num_tokens"])),
+            ("layers", f"{len(data['layers'])}, {data['dim']} of {data['hidden']} coordinates each"),
+            ("would read", f"{format_bytes(data['bytes_in'])} of weights"),
+            ("would write", f"{format_bytes(data['bytes_out'])} at most"),
+            ("computes in", data["dtype"]),
+            ("out", data["out"]),
+        ]
+    )
+
+
+def _chosen(states: int, distinct: int, tokens: int) -> str:
+    return f"{states:,} of {distinct:,} tokens behind distinct texts, of {tokens:,} tokens in all"
+
+
+def _echo_fit(fit: "ActivationFit") -> None:
+    from ckptlin.store.store import describe_steps
+
+    states = fit.layers[0].num_states
+    click.echo(
+        f"{fit.source}: {describe_steps(fit.steps)}, {_chosen(states, fit.num_distinct, fit.num_tokens)}; "
+        f"{fit.dim} coordinates for {fit.hidden}"
+    )
+    click.echo("R² of every coordinate on the step; in brackets what random walks would show\n")
+    echo_table(["", *_HEADER], [_row(layer) for layer in fit.layers])
+    click.echo("\nmoved: coordinates that changed at all; the others have no R².  mean: over tokens.")
+    if len(fit.steps) == 2:
+        click.echo("With two steps every line fits: R² says nothing here.")
+
+
+def _row(layer: "LayerFit") -> tuple[str, ...]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    figures, null = layer.figures, layer.null
+    return (
+        layer.name,
+        percent(1 - layer.unchanged / layer.num_coordinates),
+        number(layer.mean),
+        f"({number(null.mean)})",
+        number(figures.median),
+        f"({number(null.median)})",
+        percent(figures.above_7),
+        f"({percent(null.above_7)})",
+        "-" if layer.change is None else f"{layer.change:.3g}",
+    )
+
+
+def _draw(fit: "ActivationFit", directory: Path) -> None:
+    from ckptlin.report import LayerR2, draw_layer_r2, save_figure
+    from ckptlin.store.store import describe_steps
+
+    directory.mkdir(parents=True, exist_ok=True)
+    figure = draw_layer_r2(
+        [LayerR2(layer.name, layer.mean, layer.figures, layer.null) for layer in fit.layers],
+        title="How linear each layer's hidden states are in the step",
+        lines=[
+            f"{describe_steps(fit.steps)}; {fit.layers[0].num_states:,} states, {fit.dim} coordinates for "
+            f"{fit.hidden}"
+        ],
+    )
+    save_figure(figure, directory / "activation_r2.png")
