@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckptlin_cli.model_options import (
+    EngineChoice,
+    SamplingChanges,
+    engine_options,
+    prompt_options,
+    sampling_options,
+)
 from ckptlin_cli.options import command as make_command
 from ckptlin_cli.options import json_option, not_empty, print_json, quiet_option
 from ckptlin_cli.tables import echo_pairs
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
     from ckptlin.problems import Problem
 
 __all__ = ["command"]
+
+_MAX_TOKENS = 1024  # unless the user says more
 
 
 @make_command(
@@ -48,43 +57,9 @@ __all__ = ["command"]
 )
 @click.option("--split", metavar="SPLIT", help="Of the data, where there are several.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N problems.")
-@click.option(
-    "--template",
-    default="plain",
-    show_default=True,
-    metavar="NAME|TEXT",
-    help="boxed, plain, or a text with {problem}.",
-)
-@click.option(
-    "--chat/--no-chat", default=None, help="Whether a prompt is a chat message.  [default: the template's]"
-)
-@click.option(
-    "--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Answers to each prompt."
-)
-@click.option("--temperature", type=float, default=0.6, show_default=True, help="0 takes the likeliest token.")
-@click.option(
-    "--top-p", type=float, default=0.95, show_default=True, help="Draw from the likeliest tokens alone."
-)
-@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from so many at most; 0 for all.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Of an answer.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the answers.")
-@click.option("--engine", metavar="NAME", help="vllm or hf.  [default: vllm where it is installed]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="That models compute in.",
-)
-@click.option(
-    "--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share a model (vllm)."
-)
-@click.option(
-    "--gpu-memory", type=click.FloatRange(0, 1, min_open=True), default=0.9, help="Share that vllm may take."
-)
-@click.option("--kv-cache", type=float, metavar="GIB", help="For keys and values where vllm runs on a CPU.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Answers that are written at once.")
-@click.option("--device", metavar="NAME", help="Of hf: cpu, cuda, ...")
+@prompt_options
+@sampling_options
+@engine_options
 @click.option(
     "--out", "out_path", type=click.Path(path_type=Path), callback=not_empty, help="Answers as JSONL."
 )
@@ -94,7 +69,7 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     callback=not_empty,
     metavar="DIR",
-    help="Keep the directory that stands for both checkpoints, for `vllm serve DIR`; needs no prompt.",
+    help="Keep the directory that stands for both checkpoints, to be served by vLLM; needs no prompt.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @json_option
@@ -108,21 +83,10 @@ def command(
     data: str | None,
     split: str | None,
     limit: int | None,
-    template: str,
+    template: str | None,
     chat: bool | None,
-    samples: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    max_tokens: int,
-    seed: int,
-    engine: str | None,
-    dtype: str,
-    tensor_parallel: int,
-    gpu_memory: float,
-    kv_cache: float | None,
-    batch_size: int | None,
-    device: str | None,
+    sampling: SamplingChanges,
+    engine: EngineChoice,
     out_path: Path | None,
     pair_dir: Path | None,
     overwrite: bool,
@@ -134,7 +98,7 @@ def command(
     With --second both checkpoints run side by side, and every token is drawn from the logits that lie on the
     line through theirs, at --target-step or at --alpha.
     """
-    from ckptlin.evaluate.engines import EngineOptions, default_engine
+    from ckptlin.evaluate.engines import default_engine
     from ckptlin.evaluate.models import resolve_models
     from ckptlin.evaluate.sampling import Sampling
     from ckptlin.logits import make_pair, write_pair
@@ -144,7 +108,7 @@ def command(
     _check(second, target_step, alpha, pair_dir)
     _check_output(out_path, overwrite=overwrite)
     problems = _problems(prompts, data, split=split, limit=limit, is_optional=pair_dir is not None)
-    sampling = Sampling(temperature, top_p, top_k, max_tokens, samples, seed)
+    drawn = sampling.applied_to(Sampling(num_samples=1, max_tokens=_MAX_TOKENS))
     with ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="ckptlin-"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -159,19 +123,11 @@ def command(
         result = generate(
             model,
             problems,
-            template=get_template(template, chat=chat),
-            sampling=sampling,
-            engine=engine or default_engine(),
-            options=EngineOptions(
-                max_model_len=1,  # `generate` finds what the prompts need
-                dtype=dtype,
-                tensor_parallel=tensor_parallel,
-                gpu_memory=gpu_memory,
-                kv_cache_gib=kv_cache,
-                batch_size=batch_size,
-                device=device,
-            ),
-            on_answers=stack.enter_context(_bar(len(problems) * samples, quiet=quiet)),
+            template=get_template(template or "plain", chat=chat),
+            sampling=drawn,
+            engine=engine.name or default_engine(),
+            options=engine.options(),
+            on_answers=stack.enter_context(_bar(len(problems) * drawn.num_samples, quiet=quiet)),
         )
     if out_path is not None:
         _write(result, out_path)
@@ -268,7 +224,7 @@ def _echo_pair(pair: dict[str, Any], directory: Path, *, as_json: bool) -> None:
             ("wrote", str(directory)),
             ("pair", f"{pair['base']} and {pair['second']}{steps}"),
             ("alpha", f"{pair['alpha']:g}"),
-            ("serve it by", f"vllm serve {directory}"),
+            ("serve it by", f"python -m vllm.entrypoints.openai.api_server --model {directory}"),
         ]
     )
 

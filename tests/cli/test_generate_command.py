@@ -66,7 +66,7 @@ def test_a_pair_is_written_for_a_server(checkpoints, tmp_path):
     ]
     done = run(*arguments)
     assert done.exit_code == 0, done.output
-    assert f"vllm serve {directory}" in done.stdout
+    assert f"vllm.entrypoints.openai.api_server --model {directory}" in done.stdout
     assert read_pair(directory).alpha == 2.5
     assert run(*arguments).exit_code == 2
     assert run(*arguments, "--overwrite").exit_code == 0
