@@ -127,7 +127,7 @@ class Decomposition:
     modules, null : tuple of ModuleSums
         Every linear layer, in the order in which they compute, and the same of the shuffled change.
     left_out : tuple of str
-        Linear layers that do not see every token: routed experts.
+        Modules with a matrix that are not among them: routed experts, their routers, and other kinds.
     """
 
     source: str
@@ -260,20 +260,30 @@ def _work(probed: Probed) -> int:
 
 
 def _linear_names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the linear layers of a model's blocks, and of those that are left out."""
+    """Return the names of the linear layers of a model's blocks, and of the modules that are left out.
+
+    Those are modules with a matrix that are no ``torch.nn.Linear``, and whatever belongs to routed experts: two
+    models send different tokens there.
+    """
     import torch
 
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
-    found = [
-        prefix + name
-        for name, module in model.base_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    routed = tuple(name for name in found if "experts" in name.split("."))
-    names = tuple(name for name in found if name not in routed)
+    names, left_out = [], []
+    for name, module in model.base_model.named_modules():
+        is_linear = isinstance(module, torch.nn.Linear)
+        if is_linear and "experts" not in name.split("."):
+            names.append(prefix + name)
+        elif is_linear or (
+            not isinstance(module, torch.nn.Embedding)
+            and any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+        ):
+            left_out.append(prefix + name)
     if not names:
-        raise InputError(f"a {type(model).__name__} has no linear layer that sees every token")
-    return names, routed
+        raise InputError(
+            f"a {type(model).__name__} has no torch.nn.Linear that sees every token"
+            + (f"; {left_out[0]} is a {type(model.get_submodule(left_out[0])).__name__}" if left_out else "")
+        )
+    return tuple(names), tuple(left_out)
 
 
 def _sum_up(

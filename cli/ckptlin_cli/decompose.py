@@ -124,7 +124,10 @@ def _echo(found: "Decomposition", *, show_modules: bool) -> None:
     rows.append(("mean of linear layers", *_shares(mean, null_mean), ""))
     echo_table(["", *_HEADER], rows)
     if found.left_out:
-        click.echo(f"\nleft out: {len(found.left_out)} layers of routed experts, which do not see every token")
+        click.echo(
+            f"\nleft out: {len(found.left_out)} modules that are no plain linear layers or do not see every "
+            f"token, such as {found.left_out[0]}"
+        )
     rounding = max((one.rounding or 0.0) for one in found.modules)
     click.echo(
         f"\nThe parts leave at most {rounding:.1g} of |y| unexplained, which is rounding in {found.dtype}."

@@ -234,6 +234,53 @@ def test_models_that_part_or_fail_leave_no_thread_behind(first, second, error, m
     assert not any(module._forward_hooks for chain in (first, second) for module in chain.linear.values())
 
 
+def save_pair(root, model):
+    for step in (0, 10):
+        model.save_pretrained(root / f"checkpoint-{step}")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1e-2 * torch.randn_like(parameter))
+    return root
+
+
+def test_experts_are_left_out_and_named(responses, tmp_path):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=32,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+        eos_token_id=1,
+        bos_token_id=None,
+        pad_token_id=1,
+    )
+    run = save_pair(tmp_path / "run", Qwen3MoeForCausalLM(config))
+    found = decomposed([run], responses)
+    assert {one.name.rpartition(".")[2] for one in found.modules} == {*KINDS[:4], "lm_head"}
+    assert max(one.rounding for one in found.modules) < 1e-6
+    assert all("mlp" in name for name in found.left_out)
+    assert any("experts" in name for name in found.left_out)
+    shown = call("decompose", run, "--responses", responses).stdout
+    assert f"left out: {len(found.left_out)} modules" in shown
+
+
+def test_a_model_without_linear_layers_is_refused(responses, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2, eos_token_id=1, bos_token_id=1)
+    run = save_pair(tmp_path / "run", GPT2LMHeadModel(config))
+    message = refusal("decompose", run, "--responses", responses)
+    assert "has no torch.nn.Linear" in message
+    assert "is a Conv1D" in message
+
+
 def test_the_command_shows_and_draws(run, responses, tmp_path):
     plots = tmp_path / "plots"
     shown = call("decompose", run, "--responses", responses, "--modules", "--plot", plots).stdout
