@@ -17,8 +17,8 @@ from ckptlin.outputs.log_probs import check_context, divide_rows, load_config, l
 from ckptlin.outputs.responses import read_responses
 from ckptlin.outputs.scorers import ScorerOptions
 from ckptlin.outputs.states import States, pick_states, sketch_matrix
+from ckptlin.outputs.step_store import TokenStep
 from ckptlin.outputs.step_weights import StepWeights, WeightReader, prefetched, sidecar_directory
-from ckptlin.outputs.token_store import TokenStep
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.quiet import quiet_transformers
 from ckptlin.selection import select_rows

@@ -22,7 +22,6 @@ from ckptlin.outputs.token_store import (
     TokenStep,
     TokenStore,
     TokenStoreWriter,
-    local_path,
     open_token_writer,
 )
 from ckptlin.progress import NO_PROGRESS, Progress
@@ -194,7 +193,7 @@ def plan_log_probs(
     CheckpointError, StoreError
         If what is to be read is damaged.
     """
-    place = local_path(out)
+    place = TokenStore.locate(out)
     if engine not in SCORERS:
         raise SelectionError(f"there is no engine {engine!r}; choose {' or '.join(SCORERS)}")
     source = open_source(items, base=base, skip_incomplete=skip_incomplete)
