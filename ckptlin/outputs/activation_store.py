@@ -5,8 +5,8 @@
     states (layer, step, token, coordinate) float32     step (step) int64, in the order of computation
     response, position, token_ids (token) int32         which token of which response a state predicts
 
-How it lies on the disk, and how a step is committed: `ckptlin.outputs.step_store`.  The names of the layers, and
-how their states were sketched, are in the root's attributes.
+How it lies on the disk, and how a step is committed: `ckptlin.outputs.step_store`.  The names of the layers,
+and how their states were sketched, are in the root's attributes.
 """
 
 import os

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -125,6 +125,11 @@ class StepStore:
         if is_url(os.fspath(path)):
             raise InputError(f"{path} is a URL; a store of {cls.CONTENT} lies on a local disk")
         return Path(path)
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> Self | None:
+        """Open the store that lies in a directory; None if none has been begun there."""
+        return cls(path) if (cls.locate(path) / ROOT_KEY).exists() else None
 
     @classmethod
     def nodes(cls, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
