@@ -18,6 +18,7 @@ from ckptlin.outputs.activations import compute_activations, plan_activations
 from ckptlin.outputs.responses import read_responses
 from ckptlin.outputs.states import sketch_matrix
 from tests.command_line import call, call_json, refusal
+from tests.outputs.changed_runs import changed
 from tests.outputs.conftest import STEPS
 from tests.tiny_models import save_model_run
 
@@ -108,16 +109,6 @@ def test_steps_before_an_interruption_are_kept(computed, run, responses, tmp_pat
 def test_batches_make_no_difference(batch_tokens, computed, run, responses, tmp_path):
     store = compute([run], responses, tmp_path / "s", batch_tokens=batch_tokens).store
     np.testing.assert_allclose(read_all(store), read_all(computed), atol=3e-6)
-
-
-def changed(run, root, change):
-    """A copy of a run whose step 100 has other weights."""
-    shutil.copytree(run, root)
-    path = root / "checkpoint-100/model.safetensors"
-    weights = load_file(path)
-    change(weights["model.norm.weight"])
-    save_file(weights, path, metadata={"format": "pt"})
-    return root
 
 
 def test_other_weights_of_a_step_are_refused_and_nan_is_named(computed, run, responses, tmp_path):
