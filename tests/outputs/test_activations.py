@@ -178,6 +178,8 @@ def test_the_command_computes_fits_and_draws(run, responses, tmp_path):
 def test_the_command_says_in_one_sentence_what_it_cannot_do(run, responses, tmp_path):
     assert "a run goes with --responses FILE" in refusal("activations", run, "--out", tmp_path / "s")
     assert "holds no store of activations" in refusal("activations", "--out", tmp_path / "s")
+    assert "is a URL" in refusal("activations", run, "--responses", responses, "--out", "s3://bucket/s")
+    assert "without a run nothing is" in refusal("activations", "--out", tmp_path / "s", "--dry-run")
     shutil.copytree(run / "checkpoint-0", tmp_path / "run/checkpoint-0")
     path = tmp_path / "run/checkpoint-0/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
