@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ckptlin.dtypes import from_numpy
-from ckptlin.errors import InputError
-from ckptlin.kernels.regression import Abscissa, BlockRegression
+from ckptlin.kernels.regression import Abscissa
 from ckptlin.null import simulate_null
 from ckptlin.outputs.activation_store import ActivationStore
-from ckptlin.selection import select_rows
+from ckptlin.outputs.step_fit import FLOAT32, flat_row, r2_histogram, regress
 from ckptlin.summary import NUM_BINS, R2Figures
 
 __all__ = ["ActivationFit", "LayerFit", "fit_activations"]
 
 _SAMPLE, _NUM_PATHS = 2048, 4096
-_DTYPE = from_numpy("<f4")
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,7 @@ class LayerFit:
 
     def to_row(self) -> dict[str, Any]:
         """Return it as one flat row, for a table."""
-        row: dict[str, Any] = {}
-        for name, value in self.to_dict().items():
-            row |= {f"{name}_{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-        return row
+        return flat_row(self.to_dict())
 
 
 @dataclass(frozen=True)
@@ -126,14 +120,7 @@ def fit_activations(store: ActivationStore, *, steps: str | None = None, seed: i
     SelectionError
         If the window holds none, or a step that is not there.
     """
-    if len(store.steps) < 2:
-        raise InputError(
-            f"a fit needs at least 2 steps, and {store.path} has {len(store.steps)}; compute more with "
-            f"`ckptlin activations RUN --responses FILE --out {store.path}`"
-        )
-    chosen = tuple(store.steps[row] for row in select_rows(store.steps, steps))
-    if len(chosen) < 2:
-        raise InputError(f"a fit needs at least 2 steps, and --steps {steps} selects {len(chosen)}")
+    chosen = store.steps_to_fit(steps)
     return ActivationFit(
         source=str(store.path),
         steps=chosen,
@@ -155,12 +142,12 @@ def _fit_layer(store: ActivationStore, layer: int, steps: tuple[int, ...], seed:
     blocks = list(store.blocks())
     for lo, hi in blocks:
         values = store.read_states(layer, steps, lo, hi).reshape(len(steps), -1)
-        r2 = _r2(values, abscissa).astype(np.float64)
+        fit = regress(values, abscissa, ("r2",))
+        assert fit.r2 is not None  # noqa: S101 (it was asked for)
+        r2 = fit.r2.astype(np.float64)
         moved = ~np.isnan(r2)
         known = np.where(moved, r2, 0.0)
-        histogram += np.bincount(
-            np.minimum((known[moved] * NUM_BINS).astype(np.int64), NUM_BINS - 1), minlength=NUM_BINS
-        )
+        histogram += r2_histogram(known[moved])
         above += [(known > limit).sum() for limit in (0.7, 0.9)]
         total += float(known.sum())
         counts = moved.reshape(-1, store.dim).sum(axis=1)
@@ -187,20 +174,7 @@ def _fit_layer(store: ActivationStore, layer: int, steps: tuple[int, ...], seed:
     )
 
 
-def _r2(values: np.ndarray[Any, Any], abscissa: Abscissa) -> np.ndarray[Any, Any]:
-    for careful in (False, True):
-        regression = BlockRegression(_DTYPE, abscissa, values.shape[1], ("r2",), careful=careful)
-        fit, is_trusted = regression.fit(np.ascontiguousarray(values).view(_DTYPE.bits))
-        if is_trusted:
-            break
-    assert fit.r2 is not None  # noqa: S101 (it was asked for)
-    return fit.r2
-
-
 def _null(sample: np.ndarray[Any, Any], steps: tuple[int, ...], *, seed: int) -> R2Figures:
-    null = simulate_null(sample.astype(np.float64), steps, _DTYPE, num_paths=_NUM_PATHS, seed=seed)
+    null = simulate_null(sample.astype(np.float64), steps, FLOAT32, num_paths=_NUM_PATHS, seed=seed)
     r2 = null.r2[~np.isnan(null.r2)]
-    histogram = np.bincount(np.minimum((r2 * NUM_BINS).astype(np.int64), NUM_BINS - 1), minlength=NUM_BINS)
-    return R2Figures.of(
-        histogram.astype(np.float64), float((r2 > 0.7).sum()), float((r2 > 0.9).sum()), float(r2.sum())
-    )
+    return R2Figures.of(r2_histogram(r2), float((r2 > 0.7).sum()), float((r2 > 0.9).sum()), float(r2.sum()))

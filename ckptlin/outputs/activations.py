@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,15 @@ from ckptlin.checkpoints import RunTrajectories
 from ckptlin.errors import InputError, MissingExtraError, NonFiniteError
 from ckptlin.outputs.activation_store import ActivationStore, ActivationStoreWriter, open_activation_writer
 from ckptlin.outputs.layers import layer_names, layers_observed
-from ckptlin.outputs.log_probs import check_context, divide_rows, load_config, load_tokenizer
+from ckptlin.outputs.model_files import check_context, load_config, load_tokenizer
 from ckptlin.outputs.responses import read_responses
 from ckptlin.outputs.scorers import ScorerOptions
 from ckptlin.outputs.states import States, pick_states, sketch_matrix
-from ckptlin.outputs.step_weights import StepWeights, WeightReader, prefetched, sidecar_directory
-from ckptlin.outputs.token_store import TokenStep
+from ckptlin.outputs.step_loop import coming_steps, divide_rows, open_steps
+from ckptlin.outputs.step_weights import StepWeights, WeightReader, sidecar_directory
 from ckptlin.progress import NO_PROGRESS, Progress
 from ckptlin.quiet import quiet_transformers
-from ckptlin.selection import select_rows
-from ckptlin.source import open_source
-from ckptlin.store.metadata import ROOT_KEY
 from ckptlin.store.store import TrajectoryStore
-from ckptlin.versions import installed_versions
 
 if TYPE_CHECKING:
     from ckptlin.outputs.scorers.hf import HfScorer
@@ -40,7 +36,7 @@ __all__ = [
     "plan_activations",
 ]
 
-VERSIONS = ("torch", "transformers", "numpy")
+_VERSIONS = ("torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -212,13 +208,8 @@ def open_probed(
     CheckpointError, StoreError
         If what is to be read is damaged.
     """
-    source = open_source(items, base=base, skip_incomplete=skip_incomplete)
-    if isinstance(source, RunTrajectories):
-        for left_out in source.skipped:
-            progress.note(f"left out incomplete checkpoint step {left_out.step}: {left_out.reason}")
-    reader = WeightReader(source)
-    reader.check_loadable()
-    rows = select_rows(source.steps, steps)
+    reader, rows = open_steps(items, steps=steps, base=base, skip_incomplete=skip_incomplete, progress=progress)
+    source = reader.source
     with sidecar_directory(source, rows[0]) as directory:
         num_blocks, hidden = _shape(directory, source.location)
         read = read_responses(Path(responses), tokenizer=load_tokenizer(directory), limit=limit)
@@ -271,12 +262,11 @@ def plan_activations(
     probed = open_probed(items, responses, seed=seed, **options)
     kept = sketch_matrix(probed.hidden, dim, layer=0).shape[1]
     plan = ActivationPlan(probed, probed.rows, (), Path(out), kept, seed)
-    if not (plan.out / ROOT_KEY).exists():
-        return plan
-    store = ActivationStore(plan.out)
-    store.check(probed.states, layers=plan.layers, sketch=plan.sketch)
-    missing, present = divide_rows(plan.out, store.find, probed.reader, probed.source.steps, probed.rows)
-    return ActivationPlan(probed, missing, present, plan.out, kept, seed)
+    store = ActivationStore.existing(out)
+    if store is not None:
+        store.check(probed.states, layers=plan.layers, sketch=plan.sketch)
+    missing, present = divide_rows(store, probed.reader, probed.rows)
+    return replace(plan, rows=missing, present=present)
 
 
 def compute_activations(plan: ActivationPlan, *, progress: Progress = NO_PROGRESS) -> ActivationResult:
@@ -325,22 +315,13 @@ def _compute(plan: ActivationPlan, writer: ActivationStoreWriter, progress: Prog
     ]
     with ExitStack() as stack:
         scorer = stack.enter_context(open_hf(probed.options))
-        directory = stack.enter_context(sidecar_directory(probed.source, plan.rows[0]))
         advance = stack.enter_context(progress.phase("activations", plan.to_dict()["bytes_out"]))
-        coming = stack.enter_context(prefetched(probed.reader, plan.rows, lambda num_bytes: None))
-        for row, weights in zip(plan.rows, coming, strict=True):
-            scorer.load(weights, directory)
-            states = _observe(scorer, plan, matrices, weights, advance)
+        for coming in stack.enter_context(coming_steps(probed.reader, plan.rows)):
+            scorer.load(coming.weights, coming.directory)
+            states = _observe(scorer, plan, matrices, coming.weights, advance)
             described = scorer.describe()
-            step = TokenStep(
-                step=weights.step,
-                source=weights.source,
-                fingerprint=weights.fingerprint,
-                identity=probed.reader.identity(row),
-                engine={name: described[name] for name in ("engine", "device", "dtype")},
-                versions=installed_versions(VERSIONS),
-            )
-            writer.append(step, states)
+            engine = {name: described[name] for name in ("engine", "device", "dtype")}
+            writer.append(coming.entry(engine, _VERSIONS), states)
 
 
 def _observe(

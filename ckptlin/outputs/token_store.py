@@ -9,56 +9,28 @@
     prompt_length (prompt), prompt_ids (prompt_token) int32
     names (names.byte), texts (texts.byte) uint8: JSON, [problem, sample] of each response; text by token id
 
-The root's ``zarr.json``, written last and in one rename, commits a step: it holds what is known of each
-step, and the consolidated metadata of every array, so that a reader who opens consolidated (zarr's and
-xarray's default) sees whole steps alone.  Chunks and metadata of single arrays may run ahead of it after a
-kill; the next writer writes them again.  Codecs are zarr's own (blosc, crc32c).  It lies in a local directory.
+How it lies on the disk, and how a step is committed: `ckptlin.outputs.step_store`.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ckptlin._version import __version__
-from ckptlin.atomic import is_disk_full
 from ckptlin.dtypes import from_numpy
-from ckptlin.errors import (
-    CorruptChunkError,
-    DiskFullError,
-    InputError,
-    NotAStoreError,
-    SelectionError,
-    StepConflictError,
-    StoreVersionError,
-)
+from ckptlin.errors import InputError, SelectionError
 from ckptlin.outputs.responses import Responses
-from ckptlin.store.chunk_codec import BloscCompressor, decode_plain, encode_plain
-from ckptlin.store.local_files import PARTIAL_DIR, LocalFiles
-from ckptlin.store.lock import LOCK_FILE, writer_lock
-from ckptlin.store.metadata import ROOT_KEY, array_metadata, dump, group_metadata, step_coordinate
-from ckptlin.store.store import chunk_key, describe_steps
-from ckptlin.urls import is_url
+from ckptlin.outputs.step_store import COMPRESSOR, StepStore, StepStoreWriter, TokenStep, begun, write_array
+from ckptlin.store.local_files import LocalFiles
+from ckptlin.store.metadata import array_metadata, step_coordinate
 
-__all__ = [
-    "TokenStep",
-    "TokenStore",
-    "TokenStoreWriter",
-    "explaining_a_full_disk",
-    "local_path",
-    "open_token_writer",
-]
+__all__ = ["TokenStep", "TokenStore", "TokenStoreWriter", "open_token_writer"]
 
-FORMAT = 1
-_KEY = "ckptlin_tokens"
 _CHUNK = 1 << 20
-_COMPRESSOR = BloscCompressor("zstd", 3)
-_STEP_COMPRESSOR = BloscCompressor("zstd", 1, "noshuffle")
 # Array to its dimension and data type; those that do not change once the store is made.
 _FIXED = {
     "token_ids": ("token", "<i4"),
@@ -73,33 +45,7 @@ _FIXED = {
 }
 
 
-@dataclass(frozen=True)
-class TokenStep:
-    """What is known of a step in the store.
-
-    Attributes
-    ----------
-    step : int
-    source : str
-        The checkpoint.
-    fingerprint : str
-        Of its content.
-    identity : mapping
-        What tells, without reading a weight, that the checkpoint is the same.
-    engine : mapping
-        That computed it: name, device, dtype.
-    versions : mapping of str to str
-    """
-
-    step: int
-    source: str
-    fingerprint: str
-    identity: Mapping[str, Any]
-    engine: Mapping[str, Any]
-    versions: Mapping[str, str]
-
-
-class TokenStore:
+class TokenStore(StepStore):
     """The log-probabilities of tokens, as committed.
 
     Parameters
@@ -114,30 +60,11 @@ class TokenStore:
         If it is a URL.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = local_path(path)
-        self._files = LocalFiles(self.path)
-        document = self._files.read(ROOT_KEY)
-        if document is None:
-            raise NotAStoreError(
-                f"{self.path} holds no store of log-probabilities; make one with `ckptlin logprobs RUN "
-                f"--responses FILE --out {self.path}`"
-            )
-        try:
-            self._root = json.loads(document)
-            record = self._root["attributes"][_KEY]
-            version = record["format_version"]
-        except (ValueError, KeyError, TypeError):
-            raise NotAStoreError(
-                f"{self.path} is no store of log-probabilities: its {ROOT_KEY} is something else's"
-            ) from None
-        if version > FORMAT:
-            raise StoreVersionError(
-                f"{self.path} has format version {version}, and this ckptlin reads up to {FORMAT}; update "
-                "ckptlin"
-            )
-        self.record: dict[str, Any] = record
-        self._steps = tuple(TokenStep(**step) for step in record["steps"])
+    KEY = "ckptlin_tokens"
+    FORMAT = 1
+    CONTENT = "log-probabilities"
+    COMMAND = "logprobs"
+    ARRAYS = frozenset((*_FIXED, "logprobs"))
 
     def __repr__(self) -> str:
         return f"<TokenStore {self.path}: {len(self._steps)} steps, {self.num_tokens:,} tokens>"
@@ -159,18 +86,14 @@ class TokenStore:
         return found
 
     @property
-    def steps(self) -> tuple[int, ...]:
-        """Committed steps, ascending."""
-        return tuple(sorted(step.step for step in self._steps))
-
-    @property
     def token_steps(self) -> tuple[TokenStep, ...]:
         """What is known of each, in the order of their rows."""
         return self._steps
 
-    def find(self, step: int) -> TokenStep | None:
-        """Return what is known of a step; None if it is not there."""
-        return next((known for known in self._steps if known.step == step), None)
+    def check(self, responses: Responses) -> None:
+        """Refuse to go on with other responses; InputError."""
+        if self.record["responses"] != responses.digest:
+            raise InputError(f"{self.path} holds the log-probabilities of other responses; give another --out")
 
     def read(self, array: str) -> np.ndarray[Any, Any]:
         """Read an array whole that has one dimension: ``token_ids``, ``response``, ``entropy``, ..."""
@@ -204,20 +127,42 @@ class TokenStore:
             If a chunk is missing or damaged.
         """
         stop = self.num_tokens if stop is None else stop
-        rows = {known.step: row for row, known in enumerate(self._steps)}
-        out = np.empty((len(steps), stop - start), np.float32)
         size = _chunk_size(self.num_tokens)
-        for target, step in zip(out, steps, strict=True):
-            if step not in rows:
-                raise SelectionError(
-                    f"step {step} is not in {self.path}, which holds {describe_steps(self.steps)}"
-                )
-            for index in range(start // size, -(-stop // size)):
-                first = index * size
-                lo, hi = max(start, first), min(stop, first + size)
-                piece = self._chunk("logprobs", (rows[step], index), np.empty((1, size), np.float32))[0]
-                target[lo - start : hi - start] = piece[lo - first : hi - first]
-        return out
+        return self._read_rows(
+            np.empty((len(steps), stop - start), np.float32),
+            steps,
+            start,
+            size=size,
+            chunk=lambda row, index: self._chunk("logprobs", (row, index), np.empty((1, size), np.float32))[0],
+        )
+
+    @classmethod
+    def nodes(cls, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the metadata of every array of a store with this record, by name."""
+        real = from_numpy("<f4")
+        num_steps, num_tokens = len(record["steps"]), record["num_tokens"]
+        size = _chunk_size(num_tokens)
+        codecs = COMPRESSOR.codecs(real, delta=False)
+        nodes = {
+            "logprobs": array_metadata(
+                (num_steps, num_tokens),
+                (1, size),
+                real,
+                codecs,
+                ["step", "token"],
+                {"long_name": "log-probability", "units": "nat"},
+            ),
+            "step": step_coordinate(num_steps),
+        }
+        if record["entropy_step"] is not None:
+            attributes = {"long_name": f"entropy at step {record['entropy_step']}", "units": "nat"}
+            nodes["entropy"] = array_metadata((num_tokens,), (size,), real, codecs, ["token"], attributes)
+        for name, (dimension, dtype_name) in _FIXED.items():
+            dtype, length = from_numpy(dtype_name), record["sizes"][name]
+            nodes[name] = array_metadata(
+                (length,), (_chunk_size(length),), dtype, COMPRESSOR.codecs(dtype, delta=False), [dimension]
+            )
+        return nodes
 
     def _node(self, array: str) -> dict[str, Any]:
         try:
@@ -226,16 +171,8 @@ class TokenStore:
             raise SelectionError(f"{self.path} has no array {array}") from None
         return node
 
-    def _chunk(self, array: str, index: Sequence[int], out: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        key = chunk_key(array, index)
-        data = self._files.read(key)
-        if data is None:
-            raise CorruptChunkError(f"{self._files.where(key)} is missing; compute the store anew")
-        decode_plain(data, out, self._files.where(key))
-        return out
 
-
-class TokenStoreWriter:
+class TokenStoreWriter(StepStoreWriter[TokenStore]):
     """Writes a store, while it holds its lock; see `open_token_writer`.
 
     Attributes
@@ -244,10 +181,7 @@ class TokenStoreWriter:
         As committed so far.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._files = LocalFiles(path)
-        self._files.sweep()
-        self.store = TokenStore(path)
+    KIND = TokenStore
 
     def append(
         self, step: TokenStep, log_probs: np.ndarray[Any, Any], entropy: np.ndarray[Any, Any] | None = None
@@ -268,26 +202,13 @@ class TokenStoreWriter:
         DiskFullError
             If there is no room; the store is then as it was.
         """
-        store = self.store
-        if store.find(step.step) is not None:
-            raise StepConflictError(f"step {step.step} is in {store.path} already")
-        row = len(store.token_steps)
-        record = dict(store.record)
-        record["steps"] = [*record["steps"], asdict(step)]
-        for index, piece in _pieces(log_probs, _chunk_size(log_probs.size)):
-            self._write(chunk_key("logprobs", (row, index)), piece.reshape(1, -1), _COMPRESSOR)
-        if entropy is not None and store.entropy_step is None:
-            record["entropy_step"] = step.step
-            for index, piece in _pieces(entropy, _chunk_size(entropy.size)):
-                self._write(chunk_key("entropy", (index,)), piece, _COMPRESSOR)
-        steps = np.array([known["step"] for known in record["steps"]], np.int64)
-        for index, piece in _pieces(steps, _chunk_shape(step_coordinate(1))[0]):
-            self._write(chunk_key("step", (index,)), piece, _STEP_COMPRESSOR)
-        _commit(self._files, record)
-        self.store = TokenStore(store.path)
-
-    def _write(self, key: str, values: np.ndarray[Any, Any], compressor: BloscCompressor) -> None:
-        self._files.write_behind(key, encode_plain(np.ascontiguousarray(values), compressor))
+        row, size = self._new_row(step), _chunk_size(self.store.num_tokens)
+        changes = {}
+        write_array(self._files, "logprobs", log_probs, size, row=row)
+        if entropy is not None and self.store.entropy_step is None:
+            changes["entropy_step"] = step.step
+            write_array(self._files, "entropy", entropy, size)
+        self._commit(step, **changes)
 
 
 @contextmanager
@@ -313,47 +234,18 @@ def open_token_writer(
     StoreLockedError
         If another process writes to it.
     """
-    root = local_path(path)
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file; give a directory for the store")
-    if root.is_dir() and not (root / ROOT_KEY).exists():
-        others = {child.name for child in root.iterdir()} - {
-            *_FIXED,
-            LOCK_FILE,
-            PARTIAL_DIR,
-            "logprobs",
-            "step",
-        }
-        if others:
-            raise InputError(f"{root} holds something else ({min(others)}); give another --out")
-    with explaining_a_full_disk(root), ExitStack() as stack:
-        root.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(writer_lock(root, str(root)))
-        if not (root / ROOT_KEY).exists():
-            _create(root, responses, tokenizer, texts)
+    with begun(path, TokenStore, partial(_begin, responses, tokenizer, texts)) as root:
         writer = TokenStoreWriter(root)
-        if writer.store.record["responses"] != responses.digest:
-            raise InputError(f"{root} holds the log-probabilities of other responses; give another --out")
+        writer.store.check(responses)
         if writer.store.record["tokenizer"] != tokenizer:
             raise InputError(f"{root} was begun with another tokenizer; give another --out")
         yield writer
 
 
-@contextmanager
-def explaining_a_full_disk(root: Path) -> Iterator[None]:
-    """Turn a full disk into a DiskFullError that names the store."""
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"the disk is full: {root} could not be written; free some space and give the same "
-                "command again"
-            ) from error
-        raise
-
-
-def _create(root: Path, responses: Responses, tokenizer: str | None, texts: Mapping[int, str]) -> None:
+def _begin(
+    responses: Responses, tokenizer: str | None, texts: Mapping[int, str], files: LocalFiles
+) -> dict[str, Any]:
+    """Write the arrays that do not change; return the record of a store of them."""
     probes = responses.probes
     lengths = np.array([len(probe.token_ids) for probe in probes], np.int32)
     places: dict[int, int] = {}
@@ -374,15 +266,9 @@ def _create(root: Path, responses: Responses, tokenizer: str | None, texts: Mapp
         "names": _json_bytes([list(name) for name in responses.names]),
         "texts": _json_bytes({str(token): text for token, text in texts.items()}),
     }
-    files = LocalFiles(root)
-    files.sweep()
     for name, values in arrays.items():
-        values = values.astype(_FIXED[name][1])
-        for index, piece in _pieces(values, _chunk_size(values.size)):
-            files.write_behind(chunk_key(name, (index,)), encode_plain(piece, _COMPRESSOR))
-    record = {
-        "format_version": FORMAT,
-        "created_by": f"ckptlin {__version__}",
+        write_array(files, name, values.astype(_FIXED[name][1]), _chunk_size(values.size))
+    return {
         "responses": responses.digest,
         "num_responses": len(probes),
         "num_tokens": int(lengths.sum()),
@@ -390,59 +276,7 @@ def _create(root: Path, responses: Responses, tokenizer: str | None, texts: Mapp
         "tokenized_here": responses.tokenized_here,
         "sizes": {name: int(values.size) for name, values in arrays.items()},
         "entropy_step": None,
-        "steps": [],
     }
-    _commit(files, record)
-
-
-def _commit(files: LocalFiles, record: Mapping[str, Any]) -> None:
-    """Write every array's metadata, then the root, which makes all of it visible."""
-    nodes = _nodes(record)
-    for name, node in nodes.items():
-        key, data = f"{name}/{ROOT_KEY}", dump(node)
-        if files.read(key) != data:
-            files.write_behind(key, data)
-    files.flush()
-    files.sync()
-    root = group_metadata({_KEY: dict(record)})
-    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": nodes}
-    files.write(ROOT_KEY, dump(root))
-    files.sync()
-
-
-def _nodes(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    real = from_numpy("<f4")
-    num_steps, num_tokens = len(record["steps"]), record["num_tokens"]
-    size = _chunk_size(num_tokens)
-    codecs = _COMPRESSOR.codecs(real, delta=False)
-    nodes = {
-        "logprobs": array_metadata(
-            (num_steps, num_tokens),
-            (1, size),
-            real,
-            codecs,
-            ["step", "token"],
-            {"long_name": "log-probability", "units": "nat"},
-        ),
-        "step": step_coordinate(num_steps),
-    }
-    if record["entropy_step"] is not None:
-        attributes = {"long_name": f"entropy at step {record['entropy_step']}", "units": "nat"}
-        nodes["entropy"] = array_metadata((num_tokens,), (size,), real, codecs, ["token"], attributes)
-    for name, (dimension, dtype_name) in _FIXED.items():
-        dtype, length = from_numpy(dtype_name), record["sizes"][name]
-        nodes[name] = array_metadata(
-            (length,), (_chunk_size(length),), dtype, _COMPRESSOR.codecs(dtype, delta=False), [dimension]
-        )
-    return dict(sorted(nodes.items()))
-
-
-def _pieces(values: np.ndarray[Any, Any], size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """Cut an array into chunks, the last one filled up with zeros."""
-    for index, lo in enumerate(range(0, values.size, size)):
-        piece = np.zeros(size, values.dtype)
-        piece[: values.size - lo] = values[lo : lo + size]
-        yield index, piece
 
 
 def _chunk_size(length: int) -> int:
@@ -456,10 +290,3 @@ def _chunk_shape(node: Mapping[str, Any]) -> list[int]:
 
 def _json_bytes(data: Any) -> np.ndarray[Any, Any]:
     return np.frombuffer(json.dumps(data).encode(), np.uint8)
-
-
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return where a store lies; InputError if it is a URL."""
-    if is_url(os.fspath(path)):
-        raise InputError(f"{path} is a URL; a store of log-probabilities lies on a local disk")
-    return Path(path)

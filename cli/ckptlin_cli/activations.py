@@ -7,18 +7,20 @@ import click
 
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import command as make_command
-from ckptlin_cli.options import (
-    csv_option,
-    json_option,
-    not_empty,
-    print_json,
-    quiet_option,
-    source_options,
-    steps_option,
+from ckptlin_cli.options import csv_option, json_option, print_json, quiet_option
+from ckptlin_cli.probing import (
+    Probing,
+    check_run_and_responses,
+    compared_steps,
+    fitted_options,
+    plot_option,
+    probing_options,
+    responses_option,
+    tokens_options,
+    with_null,
 )
-from ckptlin_cli.probing import probing_options, responses_option
 from ckptlin_cli.progress import progress_bars
-from ckptlin_cli.tables import echo_pairs, echo_table, percent, write_csv
+from ckptlin_cli.tables import echo_pairs, echo_table, hundredths, percent, write_csv
 
 if TYPE_CHECKING:
     from ckptlin.outputs.activation_fit import ActivationFit, LayerFit
@@ -38,16 +40,8 @@ _HEADER = ("moved", "mean", "(null)", "median", "(null)", "> 0.7", "(null)", "|l
 )
 @click.argument("source", nargs=-1, metavar="[RUN|STORE|STEP=PATH...]")
 @responses_option(required=False)
-@click.option(
-    "--out",
-    "out_dir",
-    required=True,
-    callback=not_empty,
-    metavar="DIR",
-    help="Store of the states; what it has is kept.",
-)
-@steps_option
-@source_options
+@fitted_options("states")
+@probing_options
 @click.option(
     "--dim",
     type=click.IntRange(min=1),
@@ -56,34 +50,19 @@ _HEADER = ("moved", "mean", "(null)", "median", "(null)", "> 0.7", "(null)", "|l
     metavar="K",
     help="Coordinates to keep of a state.",
 )
-@probing_options
-@click.option("--no-fit", is_flag=True, help="Compute alone; do not tell how linear they are.")
+@tokens_options
 @csv_option
-@click.option(
-    "--plot",
-    "plot_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    callback=not_empty,
-    metavar="DIR",
-    help="Draw R² layer by layer.",
-)
-@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@plot_option("Draw R² layer by layer.")
 @json_option
 @quiet_option
 def command(
     source: tuple[str, ...],
     responses_path: Path | None,
     out_dir: str,
-    steps: str | None,
-    base: str | None,
-    skip_incomplete: bool,
+    probing: Probing,
     dim: int,
-    limit: int | None,
     num_tokens: int,
     seed: int,
-    dtype: str,
-    batch_tokens: int,
-    device: str | None,
     no_fit: bool,
     csv_path: Path | None,
     plot_dir: Path | None,
@@ -97,15 +76,11 @@ def command(
     coordinates are left.  A step is on the disk when it is computed: the same command goes on where a killed
     one was, and adds the steps that a growing run has since.  Without a run it fits what --out holds.
     """
-    from ckptlin.errors import InputError
     from ckptlin.outputs.activation_fit import fit_activations
     from ckptlin.outputs.activation_store import ActivationStore
     from ckptlin.outputs.activations import compute_activations, plan_activations
 
-    if bool(source) != (responses_path is not None):
-        raise InputError(
-            "a run goes with --responses FILE, and that with a run; leave both out to fit what --out holds"
-        )
+    check_run_and_responses(source, responses_path, dry_run=dry_run)
     progress = progress_bars(quiet)
     result: dict[str, Any] = {}
     if responses_path is not None:
@@ -115,15 +90,9 @@ def command(
             out_dir,
             dim=dim,
             seed=seed,
-            steps=steps,
-            base=base,
-            skip_incomplete=skip_incomplete,
             num_tokens=num_tokens,
-            dtype=dtype,
-            batch_tokens=batch_tokens,
-            device=device,
-            limit=limit,
             progress=progress,
+            **probing.given,
         )
         if dry_run:
             _echo_plan(plan, as_json=as_json)
@@ -136,14 +105,12 @@ def command(
                 f"{len(result['steps'])} steps; {len(computed.added)} computed now in "
                 f"{computed.elapsed_s:.1f} s"
             )
-    elif dry_run:
-        raise InputError("--dry-run shows what would be computed, and without a run nothing is; leave it out")
     store = ActivationStore(out_dir)
     if no_fit or (responses_path is not None and len(store.steps) < 2):
         if as_json:
             print_json(result)
         return
-    fit = fit_activations(store, steps=steps, seed=seed)
+    fit = fit_activations(store, steps=probing.steps, seed=seed)
     if csv_path is not None:
         write_csv(csv_path, [layer.to_row() for layer in fit.layers])
     if plot_dir is not None:
@@ -159,12 +126,9 @@ def _echo_plan(plan: "ActivationPlan", *, as_json: bool) -> None:
     if as_json:
         print_json(data)
         return
-    from ckptlin.store.store import describe_steps
-
     echo_pairs(
         [
-            ("would compute", describe_steps(plan.steps) if plan.steps else "nothing"),
-            ("there already", describe_steps(plan.present) if plan.present else "nothing"),
+            *compared_steps(plan),
             ("states", _chosen(data["num_states"], data["num_distinct"], data["num_tokens"])),
             ("layers", f"{len(data['layers'])}, {data['dim']} of {data['hidden']} coordinates each"),
             ("would read", f"{format_bytes(data['bytes_in'])} of weights"),
@@ -195,19 +159,13 @@ def _echo_fit(fit: "ActivationFit") -> None:
 
 
 def _row(layer: "LayerFit") -> tuple[str, ...]:
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
     figures, null = layer.figures, layer.null
     return (
         layer.name,
         percent(1 - layer.unchanged / layer.num_coordinates),
-        number(layer.mean),
-        f"({number(null.mean)})",
-        number(figures.median),
-        f"({number(null.median)})",
-        percent(figures.above_7),
-        f"({percent(null.above_7)})",
+        *with_null(layer.mean, null.mean, hundredths),
+        *with_null(figures.median, null.median, hundredths),
+        *with_null(figures.above_7, null.above_7, percent),
         "-" if layer.change is None else f"{layer.change:.3g}",
     )
 

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptlin_cli.options import command as make_command
-from ckptlin_cli.options import (
-    csv_option,
-    json_option,
-    not_empty,
-    print_json,
-    quiet_option,
-    source_options,
-    steps_option,
+from ckptlin_cli.options import csv_option, json_option, print_json, quiet_option
+from ckptlin_cli.probing import (
+    Probing,
+    plot_option,
+    probing_options,
+    responses_option,
+    tokens_options,
+    with_null,
 )
-from ckptlin_cli.probing import probing_options, responses_option
 from ckptlin_cli.progress import progress_bars
 from ckptlin_cli.tables import echo_table, percent, write_csv
 
@@ -36,33 +35,19 @@ _HEADER = ("input", "(null)", "weight", "(null)", "both", "(null)", "|Δy| / |y|
 )
 @click.argument("source", nargs=-1, required=True, metavar="RUN|STORE|STEP=PATH...")
 @responses_option(required=True)
-@steps_option
-@source_options
 @probing_options
+@tokens_options
 @click.option("--modules", "show_modules", is_flag=True, help="Show every linear layer by itself, too.")
 @csv_option
-@click.option(
-    "--plot",
-    "plot_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    callback=not_empty,
-    metavar="DIR",
-    help="Draw the shares by block and by kind.",
-)
+@plot_option("Draw the shares by block and by kind.")
 @json_option
 @quiet_option
 def command(
     source: tuple[str, ...],
     responses_path: Path,
-    steps: str | None,
-    base: str | None,
-    skip_incomplete: bool,
-    limit: int | None,
+    probing: Probing,
     num_tokens: int,
     seed: int,
-    dtype: str,
-    batch_tokens: int,
-    device: str | None,
     show_modules: bool,
     csv_path: Path | None,
     plot_dir: Path | None,
@@ -80,18 +65,7 @@ def command(
 
     progress = progress_bars(quiet)
     probed = open_probed(
-        source,
-        responses_path,
-        steps=steps,
-        base=base,
-        skip_incomplete=skip_incomplete,
-        num_tokens=num_tokens,
-        seed=seed,
-        dtype=dtype,
-        batch_tokens=batch_tokens,
-        device=device,
-        limit=limit,
-        progress=progress,
+        source, responses_path, num_tokens=num_tokens, seed=seed, progress=progress, **probing.given
     )
     found = decompose(probed, seed=seed, progress=progress)
     if csv_path is not None:
@@ -143,10 +117,8 @@ def _row(own: "ModuleSums", null: "ModuleSums") -> tuple[str, ...]:
 def _shares(own: tuple[float, ...] | None, null: tuple[float, ...] | None) -> tuple[str, ...]:
     cells: list[str] = []
     for part in range(3):
-        cells += [
-            percent(None if own is None else round(own[part], 3) + 0.0),
-            f"({percent(None if null is None else round(null[part], 3) + 0.0)})",
-        ]
+        share, of_null = (None if one is None else round(one[part], 3) + 0.0 for one in (own, null))
+        cells += with_null(share, of_null, percent)
     return tuple(cells)
 
 

@@ -7,9 +7,19 @@ import click
 
 from ckptlin.memory import format_bytes
 from ckptlin_cli.options import command as make_command
-from ckptlin_cli.options import json_option, not_empty, print_json, quiet_option, source_options, steps_option
+from ckptlin_cli.options import csv_option, json_option, print_json, quiet_option
+from ckptlin_cli.probing import (
+    Probing,
+    check_run_and_responses,
+    compared_steps,
+    fitted_options,
+    plot_option,
+    probing_options,
+    responses_option,
+    with_null,
+)
 from ckptlin_cli.progress import progress_bars
-from ckptlin_cli.tables import echo_pairs, echo_table, percent, write_csv
+from ckptlin_cli.tables import echo_pairs, echo_table, hundredths, percent, write_csv
 
 if TYPE_CHECKING:
     from ckptlin.outputs.log_probs import LogProbPlan
@@ -39,83 +49,30 @@ _HEADER = (
     ],
 )
 @click.argument("source", nargs=-1, metavar="[RUN|STORE|STEP=PATH...]")
-@click.option(
-    "--responses",
-    "responses_path",
-    type=click.Path(path_type=Path),
-    callback=not_empty,
-    metavar="FILE",
-    help="JSON lines: of `ckptlin responses`, or with prompt (or messages) and response.",
-)
-@click.option(
-    "--out",
-    "out_dir",
-    required=True,
-    callback=not_empty,
-    metavar="DIR",
-    help="Store of the log-probabilities; what it has is kept.",
-)
-@steps_option
-@source_options
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N responses.")
+@responses_option(required=False)
+@fitted_options("log-probabilities")
+@probing_options
 @click.option("--engine", default="hf", show_default=True, metavar="NAME", help="hf or vllm.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float64", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="That models compute in.",
-)
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=8192,
-    show_default=True,
-    metavar="N",
-    help="Tokens that go through the model at once (hf).",
-)
-@click.option("--device", metavar="NAME", help="Of hf: cpu, cuda, ...")
 @click.option(
     "--tensor-parallel", type=click.IntRange(min=1), default=1, help="Devices that share a model (vllm)."
 )
 @click.option(
     "--gpu-memory", type=click.FloatRange(0, 1, min_open=True), default=0.9, help="Share that vllm may take."
 )
-@click.option("--no-fit", is_flag=True, help="Compute alone; do not tell how linear they are.")
 @click.option(
     "--moving", type=click.IntRange(min=0), default=5, show_default=True, help="Tokens to list, up and down."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random walks of the null.")
-@click.option(
-    "--csv",
-    "csv_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Write every figure of the fit as CSV.",
-)
-@click.option(
-    "--plot",
-    "plot_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    callback=not_empty,
-    metavar="DIR",
-    help="Draw the histogram of R², and the tokens that move most.",
-)
-@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@csv_option
+@plot_option("Draw the histogram of R², and the tokens that move most.")
 @json_option
 @quiet_option
 def command(
     source: tuple[str, ...],
     responses_path: Path | None,
     out_dir: str,
-    steps: str | None,
-    base: str | None,
-    skip_incomplete: bool,
-    limit: int | None,
+    probing: Probing,
     engine: str,
-    dtype: str,
-    batch_tokens: int,
-    device: str | None,
     tensor_parallel: int,
     gpu_memory: float,
     no_fit: bool,
@@ -133,17 +90,11 @@ def command(
     the steps that a growing run has since.  Without a run it fits what --out holds.  Beside each figure of
     the fit stands the null: what random walks of the tokens' own step sizes would show.
     """
-    from ckptlin.errors import InputError
     from ckptlin.outputs.log_probs import compute_log_probs, plan_log_probs
     from ckptlin.outputs.token_fit import fit_tokens
     from ckptlin.outputs.token_store import TokenStore
 
-    if csv_path is not None and not csv_path.absolute().parent.is_dir():
-        raise InputError(f"--csv {csv_path} lies in no directory that exists; make {csv_path.parent} first")
-    if bool(source) != (responses_path is not None):
-        raise InputError(
-            "a run goes with --responses FILE, and that with a run; leave both out to fit what --out holds"
-        )
+    check_run_and_responses(source, responses_path, dry_run=dry_run)
     progress = progress_bars(quiet)
     result: dict[str, Any] = {}
     if responses_path is not None:
@@ -151,17 +102,11 @@ def command(
             source,
             responses_path,
             out_dir,
-            steps=steps,
-            base=base,
-            skip_incomplete=skip_incomplete,
             engine=engine,
-            dtype=dtype,
-            batch_tokens=batch_tokens,
-            device=device,
             tensor_parallel=tensor_parallel,
             gpu_memory=gpu_memory,
-            limit=limit,
             progress=progress,
+            **probing.given,
         )
         if dry_run:
             _echo_plan(plan, as_json=as_json)
@@ -175,14 +120,12 @@ def command(
                 f"{len(result['steps'])} steps; {len(computed.added)} computed now in "
                 f"{computed.elapsed_s:.1f} s" + (f" ({speed:,.0f} tokens/s)" if speed else "")
             )
-    elif dry_run:
-        raise InputError("--dry-run shows what would be computed, and without a run nothing is; leave it out")
     store = TokenStore(out_dir)
     if no_fit or (responses_path is not None and len(store.steps) < 2):
         if as_json:
             print_json(result)
         return
-    fit = fit_tokens(store, steps=steps, num_moving=max(moving, 4 if plot_dir else 0), seed=seed)
+    fit = fit_tokens(store, steps=probing.steps, num_moving=max(moving, 4 if plot_dir else 0), seed=seed)
     if csv_path is not None:
         write_csv(csv_path, [group.to_row() for group in fit.groups])
     if plot_dir is not None:
@@ -198,12 +141,9 @@ def _echo_plan(plan: "LogProbPlan", *, as_json: bool) -> None:
     if as_json:
         print_json(data)
         return
-    from ckptlin.store.store import describe_steps
-
     echo_pairs(
         [
-            ("would compute", describe_steps(plan.steps) if plan.steps else "nothing"),
-            ("there already", describe_steps(plan.present) if plan.present else "nothing"),
+            *compared_steps(plan),
             ("responses", f"{data['num_responses']:,}, {data['num_tokens']:,} tokens"),
             ("would read", f"{format_bytes(data['bytes_in'])} of weights"),
             ("engine", f"{data['engine']}, {data['dtype']}"),
@@ -237,15 +177,12 @@ def _echo_fit(fit: "TokenFit", moving: int) -> None:
 
 
 def _row(group: Any) -> tuple[str, ...]:
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
     cells = [group.name, f"{group.num_tokens:,}"]
     for figures, null in ((group.moved, group.null_moved), (group.far, group.null_far)):
         if figures is group.far:
             cells.append(percent(figures.count / group.num_tokens))
-        cells += [number(figures.median), f"({number(null.median)})"]
-        cells += [percent(figures.above_7), f"({percent(null.above_7)})"]
+        cells += with_null(figures.median, null.median, hundredths)
+        cells += with_null(figures.above_7, null.above_7, percent)
     return tuple(cells)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["duration", "echo_pairs", "echo_table", "percent", "quantity", "write_csv"]
+__all__ = ["duration", "echo_pairs", "echo_table", "hundredths", "percent", "quantity", "write_csv"]
 
 
 def echo_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -35,6 +35,17 @@ def percent(share: float | None) -> str:
     ('71.2%', '-')
     """
     return "-" if share is None else f"{share:.1%}"
+
+
+def hundredths(value: float | None) -> str:
+    """Write a figure such as R².
+
+    Examples
+    --------
+    >>> hundredths(0.7123), hundredths(None)
+    ('0.71', '-')
+    """
+    return "-" if value is None else f"{value:.2f}"
 
 
 def quantity(number: float) -> str:

@@ -1,19 +1,31 @@
 """Stores of made-up hidden states, without a model."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
-from ckptlin.outputs.activation_store import ActivationStore, open_activation_writer
+from ckptlin.outputs.activation_store import ActivationStore, ActivationStoreWriter, open_activation_writer
 from ckptlin.outputs.states import pick_states
 from ckptlin.outputs.token_store import TokenStep
 from tests.outputs.token_steps import make_responses
 
-__all__ = ["DIM", "LAYERS", "append_states", "expected_states", "make_state_store"]
+__all__ = [
+    "DIM",
+    "LAYERS",
+    "SIZE",
+    "append_states",
+    "assert_holds",
+    "expected_states",
+    "make_state_store",
+    "open_writer",
+]
 
 LAYERS = ("embedding", "block 0", "norm")
 DIM = 4
 _SKETCH = {"seed": 0, "dim": DIM, "hidden": 8}
+_STATES = pick_states(make_responses(), num_tokens=100)
+SIZE = _STATES.size
 
 
 def expected_states(step: int, num_states: int) -> np.ndarray:
@@ -21,14 +33,28 @@ def expected_states(step: int, num_states: int) -> np.ndarray:
     return np.random.default_rng(step).random((len(LAYERS), num_states, DIM)).astype(np.float32)
 
 
-def append_states(path: str, steps: list[int]) -> None:
+def open_writer(path: str | Path) -> AbstractContextManager[ActivationStoreWriter]:
+    """Open a store of all states of `make_responses`."""
+    return open_activation_writer(path, _STATES, layers=LAYERS, sketch=_SKETCH)
+
+
+def append_states(path: str | Path, steps: list[int]) -> None:
     """Append the steps that are not there."""
-    states = pick_states(make_responses(), num_tokens=100)
-    with open_activation_writer(path, states, layers=LAYERS, sketch=_SKETCH) as writer:
+    with open_writer(path) as writer:
         for step in steps:
             if writer.store.find(step) is None:
-                values = expected_states(step, states.size)
+                values = expected_states(step, SIZE)
                 writer.append(TokenStep(step, f"run/{step}", f"f{step}", {}, {"engine": "hf"}, {}), values)
+
+
+def assert_holds(store: ActivationStore, steps: list[int]) -> None:
+    """Expect the steps of `append_states`."""
+    assert store.steps == tuple(sorted(steps))
+    for layer in range(len(LAYERS)):
+        expected = [expected_states(step, SIZE)[layer] for step in store.steps]
+        np.testing.assert_array_equal(
+            store.read_states(layer, store.steps), np.array(expected, np.float32).reshape(-1, SIZE, DIM)
+        )
 
 
 def make_state_store(path: Path, trajectories: np.ndarray, steps) -> ActivationStore:

@@ -18,6 +18,7 @@ from ckptlin.outputs.activations import compute_activations, plan_activations
 from ckptlin.outputs.responses import read_responses
 from ckptlin.outputs.states import sketch_matrix
 from tests.command_line import call, call_json, refusal
+from tests.outputs.changed_runs import changed
 from tests.outputs.conftest import STEPS
 from tests.tiny_models import save_model_run
 
@@ -110,16 +111,6 @@ def test_batches_make_no_difference(batch_tokens, computed, run, responses, tmp_
     np.testing.assert_allclose(read_all(store), read_all(computed), atol=3e-6)
 
 
-def changed(run, root, change):
-    """A copy of a run whose step 100 has other weights."""
-    shutil.copytree(run, root)
-    path = root / "checkpoint-100/model.safetensors"
-    weights = load_file(path)
-    change(weights["model.norm.weight"])
-    save_file(weights, path, metadata={"format": "pt"})
-    return root
-
-
 def test_other_weights_of_a_step_are_refused_and_nan_is_named(computed, run, responses, tmp_path):
     other = changed(run, tmp_path / "other", lambda weight: weight.mul_(2))
     with pytest.raises(StepConflictError, match=r"step 100 is in .* which has other weights"):
@@ -187,6 +178,8 @@ def test_the_command_computes_fits_and_draws(run, responses, tmp_path):
 def test_the_command_says_in_one_sentence_what_it_cannot_do(run, responses, tmp_path):
     assert "a run goes with --responses FILE" in refusal("activations", run, "--out", tmp_path / "s")
     assert "holds no store of activations" in refusal("activations", "--out", tmp_path / "s")
+    assert "is a URL" in refusal("activations", run, "--responses", responses, "--out", "s3://bucket/s")
+    assert "without a run nothing is" in refusal("activations", "--out", tmp_path / "s", "--dry-run")
     shutil.copytree(run / "checkpoint-0", tmp_path / "run/checkpoint-0")
     path = tmp_path / "run/checkpoint-0/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ckptlin.errors import InputError, NonFiniteError, SelectionError, StepConflictError
@@ -16,6 +15,7 @@ from ckptlin.outputs.log_probs import compute_log_probs, plan_log_probs
 from ckptlin.outputs.responses import read_responses
 from ckptlin.outputs.token_store import TokenStore
 from tests.command_line import call, call_json, refusal
+from tests.outputs.changed_runs import changed
 from tests.outputs.conftest import STEPS
 
 
@@ -88,16 +88,6 @@ def test_steps_before_an_interruption_are_kept(run, responses, tmp_path, monkeyp
     monkeypatch.undo()
     assert TokenStore(tmp_path / "t").steps == STEPS[:2]
     assert compute([run], responses, tmp_path / "t").added == STEPS[2:]
-
-
-def changed(run, root, change):
-    """A copy of a run whose step 100 has other weights."""
-    shutil.copytree(run, root)
-    path = root / "checkpoint-100/model.safetensors"
-    weights = load_file(path)
-    change(weights["model.norm.weight"])
-    save_file(weights, path, metadata={"format": "pt"})
-    return root
 
 
 def test_another_checkpoint_of_the_same_step_is_refused(run, responses, tmp_path):

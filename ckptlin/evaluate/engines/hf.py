@@ -10,6 +10,7 @@ from ckptlin.errors import CkptlinError, InputError
 from ckptlin.evaluate.engines.engine import EngineOptions, Generation, Request
 from ckptlin.evaluate.engines.model import ModelFacts, first_line, read_model
 from ckptlin.evaluate.engines.requests import check_requests
+from ckptlin.evaluate.engines.torch_device import describe_device, free_memory, open_device
 from ckptlin.evaluate.sampling import Sampling
 from ckptlin.quiet import quiet_transformers
 
@@ -41,7 +42,7 @@ class HfEngine:
             if getattr(options, name) != getattr(_DEFAULTS, name):
                 raise InputError(f"option {name}={getattr(options, name)} is one of engine vllm, not of hf")
         self._options = options
-        self._device = _device(options.device)
+        self._device = open_device(options.device)
         self._facts: ModelFacts | None = None
         self._model: Any = None
 
@@ -72,14 +73,11 @@ class HfEngine:
 
     def describe(self) -> dict[str, Any]:
         """Return what results depend on: versions, device, dtype, options."""
-        import torch
-
-        is_cuda = self._device.type == "cuda"
         return {
             "engine": self.name,
             "transformers": importlib.metadata.version("transformers"),
             "torch": importlib.metadata.version("torch"),
-            "device": torch.cuda.get_device_name(self._device) if is_cuda else str(self._device),
+            "device": describe_device(self._device),
             "dtype": self._options.dtype
             if self._model is None
             else str(self._model.dtype).removeprefix("torch."),
@@ -89,11 +87,8 @@ class HfEngine:
 
     def close(self) -> None:
         """Give the memory back; `load` may follow."""
-        import torch
-
         self._model = self._facts = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self._device)
 
     def __enter__(self) -> Self:
         return self
@@ -158,20 +153,6 @@ class HfEngine:
             )
         rows: list[list[int]] = written[:, width:].tolist()
         return rows
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} cannot be used: {first_line(error)}") from error
-    return device
 
 
 def _load(facts: ModelFacts) -> Any:

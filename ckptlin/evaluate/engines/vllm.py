@@ -18,7 +18,14 @@ from ckptlin.evaluate.engines.engine import EngineOptions, Generation, Request
 from ckptlin.evaluate.engines.model import ModelFacts, first_line, read_model
 from ckptlin.evaluate.engines.requests import check_requests
 from ckptlin.evaluate.engines.vllm_cores import Ask, Core, ParallelCore, SingleCore
-from ckptlin.evaluate.engines.vllm_library import import_vllm, starting, supported_head_sizes
+from ckptlin.evaluate.engines.vllm_library import (
+    device_name,
+    import_vllm,
+    is_on_cpu,
+    start_arguments,
+    starting,
+    supported_head_sizes,
+)
 from ckptlin.evaluate.sampling import Sampling
 
 __all__ = ["VllmEngine"]
@@ -103,7 +110,7 @@ class VllmEngine:
             "engine": self.name,
             "vllm": vllm.__version__,
             "torch": importlib.metadata.version("torch"),
-            "device": _device(),
+            "device": device_name(),
             "dtype": self._dtype or self._options.dtype,
             "max_model_len": self._options.max_model_len,
             "tensor_parallel": self._options.tensor_parallel,
@@ -169,30 +176,19 @@ class VllmEngine:
 
     def _start(self, facts: ModelFacts) -> Core:
         vllm = import_vllm()
-        on_cpu = _on_cpu()
+        on_cpu = is_on_cpu()
         if on_cpu:
             _check_cpu(facts)
         options = self._options
-        arguments: dict[str, Any] = {
-            "model": facts.source,
-            "dtype": facts.dtype,
-            "max_model_len": options.max_model_len,
-            "tensor_parallel_size": options.tensor_parallel,
-            "gpu_memory_utilization": options.gpu_memory,
-            "skip_tokenizer_init": True,
-            # Not the sampling that the checkpoint recommends: Sampling says all.
-            "generation_config": "vllm",
-            "use_tqdm_on_load": False,
-            "disable_log_stats": True,
-        }
+        arguments = start_arguments(
+            facts,
+            max_model_len=options.max_model_len,
+            tensor_parallel=options.tensor_parallel,
+            gpu_memory=options.gpu_memory,
+        )
         environment: dict[str, str | None] = {}
         gib = options.kv_cache_gib
         if on_cpu:
-            arguments |= {
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "worker_extension_cls": "ckptlin.evaluate.engines.vllm_worker.WholeReload",
-            }
             if gib is not None:
                 environment["VLLM_CPU_KVCACHE_SPACE"] = None  # vLLM would take it for the last word
             elif "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
@@ -231,18 +227,6 @@ def _asks(requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[in
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         yield str(index), list(request.prompt_ids), params
-
-
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
-
-
-def _device() -> str:
-    from vllm.platforms import current_platform
-
-    return str(current_platform.get_device_name())
 
 
 def _check_cpu(facts: ModelFacts) -> None:

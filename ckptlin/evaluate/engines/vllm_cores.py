@@ -50,6 +50,11 @@ class SingleCore:
         self._window = _WINDOW * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     @property
+    def llm(self) -> Any:
+        """The ``vllm.LLM``."""
+        return self._llm
+
+    @property
     def dtype(self) -> str:
         """What it computes in."""
         return _name(self._llm.llm_engine.vllm_config)

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["import_vllm", "starting", "supported_head_sizes"]
+from ckptlin.evaluate.engines.model import ModelFacts
+
+__all__ = ["device_name", "import_vllm", "is_on_cpu", "start_arguments", "starting", "supported_head_sizes"]
 
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -40,6 +42,57 @@ def import_vllm() -> Any:
 
         _tolerate_other_libraries()
     return vllm
+
+
+def is_on_cpu() -> bool:
+    """Tell whether this vLLM computes on a CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def device_name() -> str:
+    """Return the name of what this vLLM computes on."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.get_device_name())
+
+
+def start_arguments(
+    facts: ModelFacts, *, max_model_len: int, tensor_parallel: int, gpu_memory: float
+) -> dict[str, Any]:
+    """Return the arguments that every start of an engine has.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    max_model_len : int
+        Of a prompt with its answer, in tokens.
+    tensor_parallel : int
+        Devices that share the model.
+    gpu_memory : float
+        Share of a device's memory.
+    """
+    arguments: dict[str, Any] = {
+        "model": facts.source,
+        "dtype": facts.dtype,
+        "max_model_len": max_model_len,
+        "tensor_parallel_size": tensor_parallel,
+        "gpu_memory_utilization": gpu_memory,
+        "skip_tokenizer_init": True,
+        # Not the sampling that the checkpoint recommends: who asks says all.
+        "generation_config": "vllm",
+        "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+    }
+    if is_on_cpu():
+        # A request's seed crashes vLLM 0.32.0 there with chunked prefill; and weights are reloaded whole.
+        arguments |= {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "worker_extension_cls": "ckptlin.evaluate.engines.vllm_worker.WholeReload",
+        }
+    return arguments
 
 
 @contextmanager

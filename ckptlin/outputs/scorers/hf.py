@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ckptlin.errors import CkptlinError, InputError
+from ckptlin.evaluate.engines.torch_device import describe_device, free_memory, open_device
 from ckptlin.outputs.log_softmax import from_logits, token_log_probs
 from ckptlin.outputs.scorers.scorer import Probe, Scored, ScorerOptions
 from ckptlin.outputs.step_weights import StepWeights
@@ -50,16 +51,9 @@ class HfScorer:
     from_tensors = True
 
     def __init__(self, options: ScorerOptions) -> None:
-        import torch
-
         if options.tensor_parallel != 1:
             raise InputError("--tensor-parallel is an option of the engine vllm; hf runs a model on one device")
-        name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self._device = torch.device(name)
-            torch.empty(0, device=self._device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        self._device = open_device(options.device)
         self._options = options
         self._model: Any = None
         self._base: Any = None
@@ -113,21 +107,14 @@ class HfScorer:
 
     def describe(self) -> dict[str, Any]:
         """Return what results depend on, as plain data."""
-        device = str(self._device)
-        if self._device.type == "cuda":
-            import torch
-
-            device = torch.cuda.get_device_name(self._device)
+        device = describe_device(self._device)
         head = "in chunks, float32" if self._head is not None else "the model's own logits"
         return {"engine": self.name, "device": device, "dtype": self._options.dtype, "head": head}
 
     def close(self) -> None:
         """Give the model's memory back; `load` may follow."""
         self._model = self._base = self._head = None
-        if self._device.type == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+        free_memory(self._device)
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,14 @@ import numpy as np
 
 from ckptlin.errors import CkptlinError, InputError
 from ckptlin.evaluate.engines.model import ModelFacts, first_line, read_model
-from ckptlin.evaluate.engines.vllm_library import import_vllm, starting
+from ckptlin.evaluate.engines.vllm_cores import SingleCore
+from ckptlin.evaluate.engines.vllm_library import (
+    device_name,
+    import_vllm,
+    is_on_cpu,
+    start_arguments,
+    starting,
+)
 from ckptlin.outputs.scorers.scorer import Probe, Scored, ScorerOptions
 from ckptlin.outputs.step_weights import StepWeights
 
@@ -52,7 +59,7 @@ class VllmScorer:
                 "for, and CUDA_VISIBLE_DEVICES says which of them"
             )
         self._options = options
-        self._llm: Any = None
+        self._core: SingleCore | None = None
         self._facts: ModelFacts | None = None
 
     def load(self, weights: StepWeights, directory: Path) -> None:
@@ -61,17 +68,11 @@ class VllmScorer:
         facts = read_model(directory, dtype=self._options.dtype, max_model_len=self._options.max_tokens)
         before, self._facts = self._facts, None
         try:
-            if self._llm is not None and before is not None and before.fits(facts):
-                if _on_cpu():
-                    self._llm.collective_rpc("reload_whole", args=(facts.source,))
-                else:
-                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": facts.source})
-                # Always: else keys and values of the model before answer for it (vllm#32718).
-                if not self._llm.reset_prefix_cache():
-                    raise RuntimeError("vLLM kept its prefix cache")
+            if self._core is not None and before is not None and before.fits(facts):
+                self._core.reload(facts.source)
             else:
                 self.close()
-                self._llm = self._start(facts)
+                self._core = self._start(facts)
         except _REFUSALS as error:
             self.close()
             raise InputError(
@@ -84,7 +85,7 @@ class VllmScorer:
         """Score every token of every response; see `ckptlin.outputs.scorers.Scorer`."""
         from vllm import SamplingParams
 
-        if self._facts is None:
+        if self._core is None or self._facts is None:
             raise CkptlinError("engine vllm has no model; load one first")
         if with_entropy:
             raise InputError("engine vllm gives no entropy; choose --engine hf")
@@ -104,7 +105,7 @@ class VllmScorer:
                 {"prompt_token_ids": [*probes[i].prompt_ids.tolist(), *probes[i].token_ids.tolist()]}
                 for i in batch
             ]
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            outputs = self._core.llm.generate(prompts, params, use_tqdm=False)
             yield [
                 Scored(index, _of_response(output.prompt_logprobs, probes[index]), None)
                 for index, output in zip(batch, outputs, strict=True)
@@ -112,11 +113,9 @@ class VllmScorer:
 
     def describe(self) -> dict[str, Any]:
         """Return what results depend on, as plain data."""
-        from vllm.platforms import current_platform
-
         return {
             "engine": self.name,
-            "device": str(current_platform.get_device_name()),
+            "device": device_name(),
             "dtype": self._options.dtype,
             "head": "the model's own logits",
             "tensor_parallel": self._options.tensor_parallel,
@@ -124,13 +123,9 @@ class VllmScorer:
 
     def close(self) -> None:
         """Give memory and processes back; `load` may follow."""
-        llm, self._llm, self._facts = self._llm, None, None
-        if llm is not None:
-            from vllm.distributed import cleanup_dist_env_and_memory
-
-            llm.llm_engine.engine_core.shutdown()
-            del llm
-            cleanup_dist_env_and_memory()
+        core, self._core, self._facts = self._core, None, None
+        if core is not None:
+            core.close()
 
     def __enter__(self) -> Self:
         return self
@@ -140,39 +135,23 @@ class VllmScorer:
     ) -> None:
         self.close()
 
-    def _start(self, facts: ModelFacts) -> Any:
-        vllm = import_vllm()
+    def _start(self, facts: ModelFacts) -> SingleCore:
+        import_vllm()
         options = self._options
-        arguments: dict[str, Any] = {
-            "model": facts.source,
-            "dtype": facts.dtype,
+        arguments = start_arguments(
+            facts,
             # One more than the longest probe, for the token that vLLM generates.
-            "max_model_len": _with_room(facts, options.max_tokens),
-            "tensor_parallel_size": options.tensor_parallel,
-            "gpu_memory_utilization": options.gpu_memory,
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",
-            "use_tqdm_on_load": False,
-            "disable_log_stats": True,
-        }
+            max_model_len=_with_room(facts, options.max_tokens),
+            tensor_parallel=options.tensor_parallel,
+            gpu_memory=options.gpu_memory,
+        )
         environment: dict[str, str | None] = {}
-        if _on_cpu():
-            # As the engine of the evaluator runs there: in this process, in one piece, uncompiled.
-            arguments |= {
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES,
-                "worker_extension_cls": "ckptlin.evaluate.engines.vllm_worker.WholeReload",
-            }
+        if is_on_cpu():
+            # In this process, as the engine of the evaluator runs there.
+            arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
             environment = {"VLLM_CPU_KVCACHE_SPACE": None, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         with starting(environment):
-            return vllm.LLM(**arguments)
-
-
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
+            return SingleCore(**arguments)
 
 
 def _with_room(facts: ModelFacts, max_tokens: int) -> int:
