@@ -16,7 +16,17 @@ from tests.command_line import call
 HEAVY = ("numba", "zarr", "dask", "torch", "transformers", "matplotlib", "numcodecs", "rich", "numpy")
 # What a command calls; `demo` trains for minutes, those that need a model too have tests of their own.
 NEEDS = {"plot": "ckptlin.report:save_figures", "demo": "ckptlin.demo:run_demo"}
-SLOW = {"activations", "decompose", "demo", "evaluate", "logprobs", "responses", "train grpo", "train rl-extra"}
+SLOW = {
+    "activations",
+    "decompose",
+    "demo",
+    "evaluate",
+    "generate",
+    "logprobs",
+    "responses",
+    "train grpo",
+    "train rl-extra",
+}
 
 
 def load(name) -> click.Command:

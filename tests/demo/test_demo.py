@@ -127,11 +127,15 @@ def test_the_commands_that_are_said_do_the_same_by_hand(toured, tmp_path):
 def test_the_commands_to_go_on_with_work(toured, tmp_path):
     out = toured.out
     commands = commands_in(toured.said, "  $ ckptlin ")
-    assert [words[0] for words in commands] == ["fit", "backtest", "extrapolate", "train", "ingest"]
+    assert [words[0] for words in commands] == ["fit", "backtest", "extrapolate", "evaluate", "train", "ingest"]
     for words in commands:
         if words[0] == "train":
             plan = call_json(*words, "--dry-run")
             assert (plan["resumes_at"], plan["steps"]) == (TINY.steps, TINY.last_seen)
+        elif words[0] == "evaluate":
+            plan = call_json(*words, "--dry-run")
+            assert [model["step"] for model in plan["models"]] == [0, 8, 16, 24, 32, 40]
+            assert plan["num_samples"] == 6 * 200 * 4
         else:
             assert call(*[word.replace(f"{out}/step-", f"{tmp_path}/step-") for word in words]).stdout
 

@@ -12,15 +12,6 @@ from tests.tiny_models import save_model_run
 STEPS = (0, 100, 200, 300)
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """From before vLLM starts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Path:
     """Four float32 checkpoints of a tied Qwen2, with its tokenizer of 32 letters."""

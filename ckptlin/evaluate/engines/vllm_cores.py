@@ -7,8 +7,10 @@ starts a process for each, and hands every request to the one that has least to 
 
 import asyncio
 from collections.abc import Generator, Iterator
-from contextlib import suppress
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar, Protocol
+
+from ckptlin.errors import CkptlinError
 
 __all__ = ["Core", "Outcome", "ParallelCore", "SingleCore"]
 
@@ -39,14 +41,31 @@ class SingleCore:
     ----------
     **arguments
         Of ``vllm.LLM``.
+
+    Raises
+    ------
+    CkptlinError
+        If another one is open: vLLM's groups of devices belong to the process, and two engines in it draw other
+        answers than each would alone.
     """
+
+    _is_open: ClassVar[bool] = False
+    # Of torch, when the first one in this process was started.
+    _num_threads: ClassVar[int | None] = None
 
     def __init__(self, **arguments: Any) -> None:
         import torch
         from vllm import LLM
 
-        self._llm: Any = LLM(**arguments)
-        self._num_threads = torch.get_num_threads()
+        if SingleCore._is_open:
+            raise CkptlinError(
+                "an engine vllm is open in this process already; close it before another is opened"
+            )
+        if SingleCore._num_threads is None:
+            SingleCore._num_threads = torch.get_num_threads()
+        with _as_many_threads(SingleCore._num_threads):
+            self._llm: Any = LLM(**arguments)
+        SingleCore._is_open = True
         self._window = _WINDOW * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     @property
@@ -61,16 +80,9 @@ class SingleCore:
 
     def reload(self, directory: str) -> None:
         """Put other weights of the same architecture in, and forget all prefixes."""
-        import torch
-
         method, arguments = _reload_call(self._llm.llm_engine.vllm_config, directory)
-        # On a CPU weights are packed for so many threads; packed for others, they are read wrongly.
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(self._num_threads)
-        try:
+        with _as_many_threads(SingleCore._num_threads):
             self._llm.collective_rpc(method, kwargs=arguments)
-        finally:
-            torch.set_num_threads(num_threads)
         # In this order, and always: else keys and values of the model before answer for it (vllm#32718).
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache")
@@ -89,7 +101,7 @@ class SingleCore:
                 if not under_way:
                     return
                 # On a CPU it draws from the process's own random numbers, though each answer has its seed.
-                with fork_rng(devices=[]):
+                with fork_rng(devices=[]), _as_many_threads(SingleCore._num_threads):
                     outputs = [output for output in engine.step() if output.finished]
                 for output in outputs:
                     del under_way[output.request_id]
@@ -104,9 +116,31 @@ class SingleCore:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         llm, self._llm = self._llm, None
+        SingleCore._is_open = False
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
+
+
+@contextmanager
+def _as_many_threads(num_threads: int | None) -> Iterator[None]:
+    """Let torch have so many threads.
+
+    On a CPU vLLM 0.32.0 packs weights for the threads that there are, and reads them with those of its first
+    start in the process: with another number some models' answers are wrong, without a word.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if num_threads is None or num_threads == before:
+        yield
+        return
+    set_num_threads = torch.set_num_threads  # vLLM replaces it while it starts
+    set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
 
 
 class ParallelCore:

@@ -20,9 +20,9 @@ ENGINES = [
 OPTIONS = EngineOptions(320, dtype="float32", kv_cache_gib=0.125, batch_size=64)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def _opened() -> Iterator[Callable[[str], Engine]]:
-    """Each engine once: a start of vLLM takes seconds.  It is closed before other tests open one of their own."""
+    """Each engine once: a start of vLLM takes seconds; closed before other tests open one of their own."""
     engines: dict[str, Engine] = {}
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("HF_HUB_OFFLINE", "1")

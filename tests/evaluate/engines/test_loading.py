@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -247,3 +249,46 @@ def test_an_engine_says_what_answers_depend_on(engine, make_model):
     described = engine.describe()
     assert (described["engine"], described["dtype"], described["device"]) == (engine.name, "float32", "cpu")
     assert json.loads(json.dumps(described)) == described
+
+
+def test_a_second_engine_in_the_process_is_refused(vllm, make_model):
+    from ckptlin.errors import CkptlinError
+    from ckptlin.evaluate.engines import EngineOptions, open_engine
+
+    vllm.load(make_model())
+    with (
+        open_engine("vllm", EngineOptions(64, dtype="float32", kv_cache_gib=0.125)) as second,
+        pytest.raises(CkptlinError, match="an engine vllm is open in this process already"),
+    ):
+        second.load(make_model())
+
+
+THREADS = """
+import sys, torch
+from ckptlin.evaluate.engines import EngineOptions, Request, open_engine
+from ckptlin.evaluate.sampling import Sampling
+small, large = sys.argv[1:]
+requests = [Request(tuple(range(2, 5 + n)), n) for n in range(8)]
+sampling = Sampling(temperature=0.0, max_tokens=8, num_samples=1)
+def answers(name, model):
+    device = "cpu" if name == "hf" else None
+    with open_engine(name, EngineOptions(64, dtype="float32", device=device)) as engine:
+        engine.load(model)
+        found = {
+            g.index: g.token_ids for some in engine.generate(requests, sampling, stop_ids=[1]) for g in some
+        }
+        return [found[index] for index in range(8)]
+torch.set_num_threads(2)
+answers("vllm", small)
+torch.set_num_threads(1)
+assert answers("vllm", large) == answers("hf", large)
+assert torch.get_num_threads() == 1
+"""
+
+
+def test_a_process_that_changes_its_threads_has_the_same_answers(make_model):
+    models = [make_model("llama"), make_model("qwen3", hidden_size=96, intermediate_size=128)]
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, *map(str, models)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
