@@ -1,5 +1,6 @@
 """What each algorithm trains by, beside a plain float64 reference: advantages, losses, gradients, clipping."""
 
+import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -167,3 +168,11 @@ def test_shares_of_a_batch_among_processes_and_devices(tiny_model):
         assert arguments["max_steps"] == 6
     with pytest.raises(InputError, match="cannot be shared out evenly among 3"):
         grpo_arguments(config, steps=1, num_processes=3, on_gpu=False)
+
+
+def test_the_examples_of_the_trainer_hold():
+    """Its module loads TRL, whose warnings would be errors where examples are collected."""
+    from ckptlin.rl.trl import grpo
+
+    found = doctest.testmod(grpo)
+    assert (found.failed, found.attempted) == (0, 1)
